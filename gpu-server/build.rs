@@ -1,0 +1,23 @@
+//! Compiles csrc/ against the same libtorch as torch-sys, and records where it was at build time, so that the
+//! binary finds it without `LD_LIBRARY_PATH`. An image puts libtorch beside the binary instead, in `../lib`.
+
+use std::path::Path;
+
+fn main() {
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib");
+    println!("cargo:rerun-if-changed=csrc");
+    let Ok(libraries) = std::env::var("DEP_TCH_LIBTORCH_LIB") else {
+        return;
+    };
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{libraries}");
+    let include = Path::new(&libraries).join("../include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++20")
+        .warnings(false)
+        .opt_level(3)
+        .include(include.join("torch/csrc/api/include"))
+        .include(include)
+        .files(["csrc/attention.cpp", "csrc/kernels.cpp"])
+        .compile("medkg_kernels");
+}

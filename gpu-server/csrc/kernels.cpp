@@ -1,0 +1,153 @@
+// ATen operators that tch's generated bindings leave out, behind a C interface: oneDNN's linear over weights that were packed
+// once, with GELU fused into it, and CUDA's attention over sequences of different lengths. Exceptions end here: a function
+// that fails returns a null pointer and writes why into `problem`; one that does not apply returns a null pointer and writes
+// nothing.
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+
+#include <cstdio>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "attention.h"
+
+namespace {
+
+template <typename Work>
+at::Tensor* caught(char* problem, size_t capacity, Work work) {
+  try {
+    return new at::Tensor(work());
+  } catch (const c10::Error& error) {
+    std::snprintf(problem, capacity, "%s", error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    std::snprintf(problem, capacity, "%s", error.what());
+  }
+  return nullptr;
+}
+
+template <typename Work>
+at::Tensor* caught_if(char* problem, size_t capacity, Work work) {
+  bool applies = true;
+  at::Tensor* result = caught(problem, capacity, [&] {
+    std::optional<at::Tensor> made = work();
+    applies = made.has_value();
+    return applies ? *made : at::Tensor();
+  });
+  if (applies) return result;
+  delete result;
+  return nullptr;
+}
+
+using Pack = at::Tensor(const at::Tensor&, std::optional<c10::SymInt>);
+using PackedLinear = at::Tensor(
+    const at::Tensor&,
+    const at::Tensor&,
+    const std::optional<at::Tensor>&,
+    std::string_view,
+    c10::List<std::optional<at::Scalar>>,
+    std::optional<std::string_view>);
+
+template <typename Signature>
+auto operator_of(const char* name) {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+}  // namespace
+
+extern "C" {
+
+// weight [outputs, inputs], f32 or bf16, on the CPU; the result is opaque.
+at::Tensor* medkg_pack(const at::Tensor* weight, char* problem, size_t capacity) {
+  return caught(problem, capacity, [&] {
+    static auto pack = operator_of<Pack>("mkldnn::_reorder_linear_weight");
+    return pack.call(*weight, std::nullopt);
+  });
+}
+
+// input [..., inputs], packed by medkg_pack, bias [outputs] or null; activation 0: none, 1: GELU (erf), 2: GELU (tanh), 3: SiLU,
+// 4: ReLU.
+at::Tensor* medkg_packed_linear(
+    const at::Tensor* input,
+    const at::Tensor* packed,
+    const at::Tensor* bias,
+    int activation,
+    char* problem,
+    size_t capacity) {
+  return caught(problem, capacity, [&] {
+    static auto linear = operator_of<PackedLinear>("mkldnn::_linear_pointwise");
+    static constexpr std::string_view names[] = {"none", "gelu", "gelu", "swish", "relu"};
+    const std::optional<std::string_view> algorithm = activation == 2 ? "tanh" : "none";
+    return linear.call(
+        *input,
+        *packed,
+        bias == nullptr ? std::nullopt : std::optional<at::Tensor>(*bias),
+        names[activation],
+        c10::List<std::optional<at::Scalar>>(),
+        algorithm);
+  });
+}
+
+// query, key, value [tokens, heads, size] on a GPU, starts i32 [sequences + 1]; window < 0: none, else how many tokens each
+// side is seen. Returns [tokens, heads, size].
+at::Tensor* medkg_packed_attention(
+    const at::Tensor* query,
+    const at::Tensor* key,
+    const at::Tensor* value,
+    const at::Tensor* starts,
+    int64_t longest,
+    int causal,
+    int64_t window,
+    double scale,
+    char* problem,
+    size_t capacity) {
+  return caught(problem, capacity, [&] {
+    if (query->scalar_type() != at::kFloat) {
+      // FlashAttention-2 (Dao 2023) takes half precision only.
+      const std::optional<int64_t> side = window < 0 ? std::nullopt : std::optional<int64_t>(window);
+      return std::get<0>(at::_flash_attention_forward(
+          *query, *key, *value, *starts, *starts, longest, longest, 0.0, causal != 0, false, scale, side,
+          causal != 0 ? std::optional<int64_t>(0) : side));
+    }
+    // Its window counts the tokens before, the token itself and, since mask 0 has no causality, none after; so a window
+    // that looks both ways is refused rather than computed wrong.
+    TORCH_CHECK(window < 0, "a sliding window is computed in half precision only");
+    const auto batched = [](const at::Tensor& tensor) { return tensor.unsqueeze(0); };
+    return std::get<0>(at::_efficient_attention_forward(
+                           batched(*query), batched(*key), batched(*value), std::nullopt, *starts, *starts, longest,
+                           longest, 0.0, causal != 0 ? 1 : 0, false, scale))
+        .squeeze(0);
+  });
+}
+
+// As attention.h's; starts has sequences + 1 values.
+at::Tensor* medkg_sequence_attention(
+    const at::Tensor* query,
+    const at::Tensor* key,
+    const at::Tensor* value,
+    const int64_t* starts,
+    size_t count,
+    int causal,
+    int64_t window,
+    double scale,
+    char* problem,
+    size_t capacity) {
+  return caught_if(problem, capacity, [&] {
+    return medkg::sequence_attention(
+        *query, *key, *value, std::vector<int64_t>(starts, starts + count), causal != 0, window, scale);
+  });
+}
+
+at::Tensor* medkg_add_layer_norm(
+    const at::Tensor* input,
+    const at::Tensor* residual,
+    const at::Tensor* weight,
+    const at::Tensor* bias,
+    double eps,
+    char* problem,
+    size_t capacity) {
+  return caught_if(problem, capacity, [&] { return medkg::add_layer_norm(*input, *residual, *weight, *bias, eps); });
+}
+
+}  // extern "C"

@@ -1,0 +1,464 @@
+//! The command line and the environment, parsed once and validated whole before anything is bound or loaded.
+
+pub mod models;
+pub mod models_file;
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+
+use models::{Bytes, ModelSource, ModelSpec, Purpose};
+use models_file::{Listed, ModelsFile};
+
+/// A service that this process offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Role {
+    /// Device status and leases.
+    Gpu,
+    /// Texts to vectors.
+    Embedding,
+    /// Pairs to scores.
+    Reranking,
+    /// Collections and search.
+    Vector,
+}
+
+impl Role {
+    /// The name on the command line and in `GetStatus`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gpu => "gpu",
+            Self::Embedding => "embedding",
+            Self::Reranking => "reranking",
+            Self::Vector => "vector",
+        }
+    }
+}
+
+/// What the operator wants to compute on. There is no fallback from one to the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The processor, only because it was named.
+    Cpu,
+    /// The GPU with this index.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda(0)),
+            Some(("cuda", index)) => index
+                .parse()
+                .map(Self::Cuda)
+                .map_err(|_| format!("{index:?} is not the index of a GPU")),
+            _ => Err("expected cpu, cuda or cuda:N".to_owned()),
+        }
+    }
+}
+
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// Element type of the weights while computing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ComputeType {
+    /// 32-bit floats: equal to the reference implementation.
+    F32,
+    /// bfloat16: half the memory, faster where the device has instructions for it.
+    Bf16,
+}
+
+impl ComputeType {
+    /// The name on the command line and in the models file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogStyle {
+    /// One JSON object a line.
+    Json,
+    /// For a person at a terminal.
+    Text,
+}
+
+/// medkg's inference server: embeddings, reranking and vector search over gRPC, computed by libtorch.
+///
+/// It computes on CUDA unless `--device cpu` is typed, and refuses to serve without the device it was told to use.
+/// Exit codes: 0 stopped as asked; 64 the configuration is wrong; 69 the address cannot be bound; 70 a fault of the server.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "gpu-server", version)]
+pub struct Arguments {
+    /// Address to serve on; port 0 takes a free one and logs it.
+    #[arg(long, env = "MEDKG_LISTEN", default_value = "127.0.0.1:7070")]
+    listen: SocketAddr,
+    /// Roles of this process.
+    #[arg(
+        long,
+        env = "MEDKG_SERVICES",
+        value_enum,
+        value_delimiter = ',',
+        default_value = "gpu,embedding,reranking,vector"
+    )]
+    services: Vec<Role>,
+    /// cpu, cuda or cuda:N.
+    #[arg(long, env = "MEDKG_DEVICE", default_value = "cuda")]
+    device: DeviceChoice,
+    /// An embedding model as NAME=DIRECTORY; may be repeated; the first one is the default.
+    #[arg(long, env = "MEDKG_EMBEDDING_MODELS", value_delimiter = ',')]
+    embedding_model: Vec<ModelSource>,
+    /// A reranking model as NAME=DIRECTORY; may be repeated; the first one is the default.
+    #[arg(long, env = "MEDKG_RERANKING_MODELS", value_delimiter = ',')]
+    reranking_model: Vec<ModelSource>,
+    /// JSON file with further models, followed while the server runs.
+    #[arg(long, env = "MEDKG_MODELS_FILE")]
+    models_file: Option<PathBuf>,
+    /// Most bytes that the weights of all models may hold, e.g. 8GiB; 0 means no limit.
+    #[arg(long, env = "MEDKG_MODEL_MEMORY", default_value = "0")]
+    model_memory: Bytes,
+    /// Address for operators, where models are loaded and unloaded; none by default.
+    #[arg(long, env = "MEDKG_ADMIN_LISTEN")]
+    admin_listen: Option<SocketAddr>,
+    /// Folder below which checkpoints may be loaded over the admin address.
+    #[arg(long, env = "MEDKG_MODEL_ROOT", requires = "admin_listen")]
+    model_root: Option<PathBuf>,
+    /// Folder that holds the vector collections.
+    #[arg(long, env = "MEDKG_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Element type of the weights while computing.
+    #[arg(long, env = "MEDKG_DTYPE", value_enum, default_value = "f32")]
+    dtype: ComputeType,
+    /// Threads that compute on the CPU; 0 means one per core.
+    #[arg(long, env = "MEDKG_THREADS", default_value_t = 0)]
+    threads: usize,
+    /// Most tokens of one forward pass; 0 means the device's own default.
+    #[arg(long, env = "MEDKG_BATCH_TOKENS", default_value_t = 0)]
+    batch_tokens: usize,
+    /// Tokens that may wait before calls are refused with `RESOURCE_EXHAUSTED`.
+    #[arg(long, env = "MEDKG_QUEUE_TOKENS", default_value_t = 4_000_000)]
+    queue_tokens: usize,
+    /// Seconds that running calls get to end after SIGTERM.
+    #[arg(long, env = "MEDKG_DRAIN_DEADLINE", default_value_t = 30.0)]
+    drain_deadline: f64,
+    /// How log lines look.
+    #[arg(long, env = "MEDKG_LOG_FORMAT", value_enum, default_value = "json")]
+    log_format: LogStyle,
+    /// What is logged, in tracing-subscriber's `EnvFilter` syntax.
+    #[arg(long, env = "MEDKG_LOG", default_value = "info")]
+    log: String,
+    /// OTLP/gRPC collector that gets the spans, e.g. <http://collector:4317>.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    otlp_endpoint: Option<String>,
+    /// PEM file with the server's certificate chain. TLS 1.3 is served when it is given.
+    #[arg(long, env = "MEDKG_TLS_CERT", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// PEM file with the server's private key.
+    #[arg(long, env = "MEDKG_TLS_KEY", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// PEM file with the roots that client certificates must chain to. Without it clients are not authenticated.
+    #[arg(long, env = "MEDKG_TLS_CLIENT_CA", requires = "tls_cert")]
+    tls_client_ca: Option<PathBuf>,
+    /// Serve without TLS on an address that other machines reach.
+    #[arg(long, env = "MEDKG_ALLOW_PLAINTEXT", value_parser = clap::builder::BoolishValueParser::new())]
+    allow_plaintext: bool,
+}
+
+/// Files of the server's identity.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// Certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Private key, PEM.
+    pub key: PathBuf,
+    /// Roots for client certificates, PEM; none: clients are not authenticated.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// The validated configuration.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// Address to serve on.
+    pub listen: SocketAddr,
+    /// Roles of this process.
+    pub roles: BTreeSet<Role>,
+    /// What to compute on.
+    pub device: DeviceChoice,
+    /// The models that flags name, in their order.
+    pub models: Vec<ModelSpec>,
+    /// The models file and what it says.
+    pub models_file: Option<(ModelsFile, Listed)>,
+    /// Most bytes of weights; 0 means no limit.
+    pub model_memory: u64,
+    /// Address for operators.
+    pub admin_listen: Option<SocketAddr>,
+    /// Folder below which operators may load checkpoints, without links in its path.
+    pub model_root: Option<PathBuf>,
+    /// Folder of the collections; present when the vector role is served.
+    pub data_dir: Option<PathBuf>,
+    /// Element type of the weights.
+    pub compute_type: ComputeType,
+    /// Threads that compute on the CPU.
+    pub threads: usize,
+    /// Most tokens of one forward pass.
+    pub batch_tokens: usize,
+    /// Tokens that may wait.
+    pub queue_tokens: usize,
+    /// How long running calls get after SIGTERM.
+    pub drain_deadline: Duration,
+    /// How log lines look.
+    pub log_style: LogStyle,
+    /// `EnvFilter` directives.
+    pub log_filter: String,
+    /// Where spans go.
+    pub otlp_endpoint: Option<String>,
+    /// TLS identity; none: plaintext.
+    pub tls: Option<TlsFiles>,
+}
+
+impl ServerConfig {
+    /// Checks everything at once.
+    ///
+    /// # Errors
+    /// Every problem, each as one line that names the flag and says what to do.
+    pub fn try_new(arguments: Arguments) -> Result<Self, Vec<String>> {
+        let mut problems = Vec::new();
+        let roles: BTreeSet<Role> = arguments.services.iter().copied().collect();
+        let wants = |role| roles.contains(&role);
+        if wants(Role::Vector) && arguments.data_dir.is_none() {
+            problems.push("--data-dir: the vector role needs a folder for its collections".to_owned());
+        }
+        let models = models(&arguments, &roles, &mut problems);
+        let models_file = models_file(&arguments, &models, &roles, &mut problems);
+        let model_root = arguments.model_root.as_ref().and_then(|root| {
+            let folder = root.canonicalize().and_then(|root| root.read_dir().map(|_| root));
+            let tell = |error| problems.push(format!("--model-root {}: {error}", root.display()));
+            folder.map_err(tell).ok()
+        });
+        if !(arguments.drain_deadline.is_finite() && (0.0..=3600.0).contains(&arguments.drain_deadline)) {
+            problems.push("--drain-deadline: expected 0 to 3600 seconds".to_owned());
+        }
+        if arguments.queue_tokens == 0 {
+            problems.push("--queue-tokens: expected at least 1".to_owned());
+        }
+        for (flag, address) in [
+            ("--listen", Some(arguments.listen)),
+            ("--admin-listen", arguments.admin_listen),
+        ] {
+            if let Some(address) = address
+                && arguments.tls_cert.is_none()
+                && !address.ip().is_loopback()
+                && !arguments.allow_plaintext
+            {
+                problems.push(format!(
+                    "{flag} {address}: other machines reach it, so give --tls-cert and --tls-key, or --allow-plaintext \
+                     if you mean it"
+                ));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let default_batch = match arguments.device {
+            // Larger ones gain nothing on a CPU, and make others wait longer; a GPU needs enough rows to fill it.
+            DeviceChoice::Cpu => 1_024,
+            DeviceChoice::Cuda(_) => 32_768,
+        };
+        Ok(Self {
+            listen: arguments.listen,
+            models,
+            models_file,
+            model_memory: arguments.model_memory.0,
+            admin_listen: arguments.admin_listen,
+            model_root,
+            data_dir: arguments.data_dir.filter(|_| wants(Role::Vector)),
+            roles,
+            device: arguments.device,
+            compute_type: arguments.dtype,
+            threads: if arguments.threads == 0 {
+                cores
+            } else {
+                arguments.threads
+            },
+            batch_tokens: if arguments.batch_tokens == 0 {
+                default_batch
+            } else {
+                arguments.batch_tokens
+            },
+            queue_tokens: arguments.queue_tokens,
+            drain_deadline: Duration::from_secs_f64(arguments.drain_deadline),
+            log_style: arguments.log_format,
+            log_filter: arguments.log,
+            otlp_endpoint: arguments.otlp_endpoint.filter(|endpoint| !endpoint.is_empty()),
+            tls: arguments
+                .tls_cert
+                .zip(arguments.tls_key)
+                .map(|(certificate, key)| TlsFiles {
+                    certificate,
+                    key,
+                    client_ca: arguments.tls_client_ca,
+                }),
+        })
+    }
+}
+
+/// The models that flags name, of the roles that are served.
+fn models(arguments: &Arguments, roles: &BTreeSet<Role>, problems: &mut Vec<String>) -> Vec<ModelSpec> {
+    let mut specs = Vec::new();
+    for (role, purpose, sources) in [
+        (Role::Embedding, Purpose::Embedding, &arguments.embedding_model),
+        (Role::Reranking, Purpose::Reranking, &arguments.reranking_model),
+    ] {
+        let flag = format!("--{}-model", purpose.name());
+        let mut seen = BTreeSet::new();
+        for source in sources {
+            if !seen.insert(&source.name) {
+                problems.push(format!("{flag}: the name {:?} is given twice", source.name));
+            }
+        }
+        if !roles.contains(&role) {
+            continue;
+        }
+        let elsewhere = arguments.models_file.is_some() || arguments.model_root.is_some();
+        if sources.is_empty() && !elsewhere {
+            problems.push(format!(
+                "{flag}: the {} role needs at least one NAME=DIRECTORY, or a --models-file, or a --model-root",
+                role.name()
+            ));
+        }
+        let spec = |source: &ModelSource| ModelSpec::new(purpose, source.name.clone(), source.directory.clone());
+        specs.extend(sources.iter().map(spec));
+    }
+    specs
+}
+
+/// The models file as it is now.
+fn models_file(
+    arguments: &Arguments,
+    named: &[ModelSpec],
+    roles: &BTreeSet<Role>,
+    problems: &mut Vec<String>,
+) -> Option<(ModelsFile, Listed)> {
+    let path = arguments.models_file.clone()?;
+    let served = [
+        (Role::Embedding, Purpose::Embedding),
+        (Role::Reranking, Purpose::Reranking),
+    ];
+    let file = ModelsFile {
+        path,
+        taken: named.iter().map(|spec| (spec.purpose, spec.name.clone())).collect(),
+        purposes: served
+            .into_iter()
+            .filter_map(|(role, purpose)| roles.contains(&role).then_some(purpose))
+            .collect(),
+    };
+    let read = std::fs::read(&file.path).map_err(|error| vec![error.to_string()]);
+    match read.and_then(|text| file.parse(&text)) {
+        Ok(listed) => Some((file, listed)),
+        Err(found) => {
+            let shown = file.path.display();
+            problems.extend(
+                found
+                    .into_iter()
+                    .map(|problem| format!("--models-file {shown}: {problem}")),
+            );
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<ServerConfig, Vec<String>> {
+        let arguments = Arguments::try_parse_from(line.split_whitespace()).map_err(|e| vec![e.to_string()])?;
+        ServerConfig::try_new(arguments)
+    }
+
+    #[test]
+    fn every_problem_is_listed_at_once() {
+        let problems = parse("gpu-server --listen 0.0.0.0:1").unwrap_err();
+        for flag in ["--embedding-model", "--reranking-model", "--data-dir", "--listen"] {
+            assert!(
+                problems.iter().any(|p| p.starts_with(flag)),
+                "{flag} is not named in {problems:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn cuda_is_the_default_and_cpu_must_be_typed() {
+        assert_eq!(
+            parse("gpu-server --services gpu").unwrap().device,
+            DeviceChoice::Cuda(0)
+        );
+        assert_eq!(
+            parse("gpu-server --services gpu --device cpu").unwrap().device,
+            DeviceChoice::Cpu
+        );
+        assert!(parse("gpu-server --services gpu --device mps").is_err());
+    }
+
+    #[test]
+    fn a_role_that_is_not_served_needs_nothing() {
+        let config = parse("gpu-server --services embedding --embedding-model m=/models/m --data-dir /d").unwrap();
+        assert!(config.data_dir.is_none() && config.models.len() == 1);
+    }
+
+    #[test]
+    fn the_same_name_twice_is_refused() {
+        let problems = parse("gpu-server --services embedding --embedding-model m=/a,m=/b").unwrap_err();
+        assert!(problems[0].contains("given twice"));
+    }
+
+    #[test]
+    fn a_models_file_is_read_whole_at_the_start_and_its_mistakes_are_listed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("models.json");
+        let line = format!("gpu-server --services embedding --models-file {}", path.display());
+        assert!(parse(&line).unwrap_err()[0].starts_with("--models-file"));
+        std::fs::write(&path, r#"{"models": [{"role": "embedding", "name": "m"}]}"#).unwrap();
+        assert!(parse(&line).unwrap_err()[0].contains("models[0].directory"));
+        std::fs::write(
+            &path,
+            r#"{"models": [{"role": "embedding", "name": "m", "directory": "d"}]}"#,
+        )
+        .unwrap();
+        let (_, listed) = parse(&line).unwrap().models_file.unwrap();
+        assert_eq!(listed.models[0].directory, folder.path().join("d"));
+    }
+
+    #[test]
+    fn the_admin_address_is_loopback_unless_it_is_asked_for() {
+        let line = "gpu-server --services gpu --admin-listen";
+        assert!(parse(&format!("{line} 0.0.0.0:1")).unwrap_err()[0].starts_with("--admin-listen"));
+        assert!(parse(&format!("{line} 0.0.0.0:1 --allow-plaintext")).is_ok());
+        assert!(
+            parse(&format!("{line} 127.0.0.1:1 --model-root /nowhere")).unwrap_err()[0].starts_with("--model-root")
+        );
+        assert!(
+            parse("gpu-server --services gpu --model-root /").is_err(),
+            "nobody could ask for it"
+        );
+    }
+}

@@ -1,0 +1,197 @@
+//! Device memory set aside by tenants. Bookkeeping only: a lease counts against a device, it allocates nothing.
+//!
+//! Time comes from the caller, so that expiry is tested without waiting.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::DeviceInfo;
+use crate::error::Error;
+
+/// Shortest and longest life of a lease, and the one that is given when none is asked for.
+pub const TTL: (Duration, Duration, Duration) = (
+    Duration::from_secs(1),
+    Duration::from_secs(24 * 3600),
+    Duration::from_secs(300),
+);
+
+/// Memory set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// Unguessable.
+    pub id: String,
+    /// "cuda:N".
+    pub device: String,
+    /// Bytes.
+    pub bytes: u64,
+    tenant: String,
+    expires: Instant,
+}
+
+/// All leases of this process.
+#[derive(Debug, Default)]
+pub struct Leases(HashMap<String, Lease>);
+
+impl Leases {
+    /// Sets `bytes` aside on `wanted`, or on the device with most left.
+    ///
+    /// # Errors
+    /// [`Error::GpuUnavailable`] without any GPU, [`Error::InvalidField`] for a device that is not there,
+    /// [`Error::GpuMemoryExhausted`] when too little is left.
+    pub fn allocate(
+        &mut self,
+        devices: &[DeviceInfo],
+        tenant: &str,
+        bytes: u64,
+        wanted: &str,
+        ttl: Duration,
+        now: Instant,
+    ) -> Result<Lease, Error> {
+        self.expire(now);
+        let gpus: Vec<&DeviceInfo> = devices.iter().filter(|device| device.is_gpu).collect();
+        if gpus.is_empty() {
+            return Err(Error::GpuUnavailable {
+                detail: "this server has no GPU to lease memory on".to_owned(),
+            });
+        }
+        let candidates: Vec<&DeviceInfo> = gpus
+            .into_iter()
+            .filter(|d| wanted.is_empty() || d.id == wanted)
+            .collect();
+        let free = |device: &DeviceInfo| device.total_memory.saturating_sub(self.leased(&device.id));
+        let Some(best) = candidates.into_iter().max_by_key(|device| free(device)) else {
+            return Err(Error::invalid(
+                "device",
+                format!("{wanted:?} is not one of ListDevices"),
+            ));
+        };
+        let free_bytes = free(best);
+        if free_bytes < bytes {
+            return Err(Error::GpuMemoryExhausted {
+                wanted_bytes: bytes,
+                free_bytes,
+            });
+        }
+        let mut random = [0_u8; 16];
+        getrandom::fill(&mut random).map_err(Error::internal)?;
+        let id = random
+            .iter()
+            .fold(String::with_capacity(32), |hex, byte| hex + &format!("{byte:02x}"));
+        let lease = Lease {
+            id: id.clone(),
+            device: best.id.clone(),
+            bytes,
+            tenant: tenant.to_owned(),
+            expires: now + ttl,
+        };
+        self.0.insert(id, lease.clone());
+        Ok(lease)
+    }
+
+    /// Gives a lease back; its bytes.
+    ///
+    /// # Errors
+    /// [`Error::LeaseNotFound`] when it is unknown, expired, released or another tenant's: all the same to the caller.
+    pub fn release(&mut self, tenant: &str, id: &str, now: Instant) -> Result<u64, Error> {
+        self.expire(now);
+        match self.0.get(id) {
+            Some(lease) if lease.tenant == tenant => Ok(self.0.remove(id).map_or(0, |lease| lease.bytes)),
+            _ => Err(Error::LeaseNotFound {
+                lease_id: id.to_owned(),
+            }),
+        }
+    }
+
+    /// Bytes that leases hold on a device.
+    pub fn leased_now(&mut self, device: &str, now: Instant) -> u64 {
+        self.expire(now);
+        self.leased(device)
+    }
+
+    fn leased(&self, device: &str) -> u64 {
+        self.0
+            .values()
+            .filter(|lease| lease.device == device)
+            .map(|lease| lease.bytes)
+            .sum()
+    }
+
+    fn expire(&mut self, now: Instant) {
+        self.0.retain(|_, lease| lease.expires > now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpus() -> Vec<DeviceInfo> {
+        [("cuda:0", 100), ("cuda:1", 80)]
+            .map(|(id, total_memory)| DeviceInfo {
+                id: id.into(),
+                is_gpu: true,
+                name: "H100".into(),
+                total_memory,
+            })
+            .into()
+    }
+
+    fn allocate(leases: &mut Leases, bytes: u64, device: &str, now: Instant) -> Result<Lease, Error> {
+        leases.allocate(&gpus(), "a", bytes, device, Duration::from_secs(10), now)
+    }
+
+    #[test]
+    fn the_device_with_most_left_is_taken_and_none_is_overdrawn() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        assert_eq!(allocate(&mut leases, 60, "", now).unwrap().device, "cuda:0");
+        assert_eq!(allocate(&mut leases, 60, "", now).unwrap().device, "cuda:1");
+        let error = allocate(&mut leases, 60, "", now).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::GpuMemoryExhausted {
+                    wanted_bytes: 60,
+                    free_bytes: 40
+                }
+            ),
+            "{error}"
+        );
+        assert!(matches!(
+            allocate(&mut leases, 1, "cuda:7", now),
+            Err(Error::InvalidField { .. })
+        ));
+    }
+
+    #[test]
+    fn a_lease_ends_by_itself_and_only_its_tenant_can_end_it() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        let lease = allocate(&mut leases, 60, "cuda:0", now).unwrap();
+        assert!(leases.release("b", &lease.id, now).is_err());
+        assert_eq!(leases.leased_now("cuda:0", now), 60);
+        let later = now + Duration::from_secs(10);
+        assert_eq!(leases.leased_now("cuda:0", later), 0);
+        assert!(leases.release("a", &lease.id, later).is_err());
+    }
+
+    #[test]
+    fn released_once_and_never_again() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        let lease = allocate(&mut leases, 60, "", now).unwrap();
+        assert_eq!(leases.release("a", &lease.id, now).unwrap(), 60);
+        assert!(leases.release("a", &lease.id, now).is_err());
+    }
+
+    #[test]
+    fn a_cpu_is_nothing_to_lease() {
+        let cpu = [DeviceInfo {
+            id: "cpu".into(),
+            is_gpu: false,
+            name: String::new(),
+            total_memory: 100,
+        }];
+        let error = Leases::default()
+            .allocate(&cpu, "a", 1, "", Duration::from_secs(1), Instant::now())
+            .unwrap_err();
+        assert!(matches!(error, Error::GpuUnavailable { .. }));
+    }
+}

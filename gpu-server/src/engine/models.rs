@@ -1,0 +1,49 @@
+//! A model that answers, and the registry of such models.
+
+use crate::config::ComputeType;
+pub use crate::config::models::Purpose;
+use crate::model::Model;
+use crate::model::checkpoint::Task;
+use crate::model::pooling::PoolingKind;
+use crate::model::tokenizer::TextEncoder;
+
+use super::precise::Precise;
+use super::registry::{self, Resident};
+
+/// The models of this process.
+pub type Registry = registry::Registry<ReadyModel>;
+
+/// A model that answers.
+#[derive(Debug)]
+pub struct ReadyModel {
+    /// What requests call it.
+    pub name: String,
+    /// SHA-256 of its weights, hex.
+    pub digest: String,
+    /// The operator's mark.
+    pub revision: String,
+    /// config.json's `model_type`.
+    pub architecture: String,
+    /// What it makes out of text.
+    pub task: Task,
+    /// Elements of an embedding, words of a sparse one's vocabulary; 0 for reranking.
+    pub dimension: usize,
+    /// How token vectors become one (of several ways the first); none for sparse models and reranking.
+    pub pooling: Option<PoolingKind>,
+    /// Whether embeddings have unit length.
+    pub normalized: bool,
+    /// Element type of the weights.
+    pub compute_type: ComputeType,
+    /// Text to ids.
+    pub encoder: TextEncoder,
+    /// Ids to numbers. Calls that run keep it alive when another takes its place.
+    pub model: Model,
+    /// Its fp32 twin, where it computes in another type.
+    pub precise: Option<Precise>,
+}
+
+impl Resident for ReadyModel {
+    fn bytes(&self) -> u64 {
+        self.model.memory_bytes + self.precise.as_ref().map_or(0, Precise::memory_bytes)
+    }
+}

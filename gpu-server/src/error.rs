@@ -1,0 +1,182 @@
+//! What can go wrong, said without gRPC. `service::status` turns it into the wire's table of errors.
+
+use std::time::Duration;
+
+/// A request that could not be served. Each variant says what, where and what to do.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The caller sent something that cannot be accepted.
+    #[error("{field} {problem}")]
+    InvalidField {
+        /// Path in the request, e.g. `texts[3]`.
+        field: String,
+        /// What is wrong with it and what is accepted.
+        problem: String,
+    },
+    /// No model has this name.
+    #[error("model {name:?} is not known here; known: {known}")]
+    ModelNotFound {
+        /// The name that was asked for.
+        name: String,
+        /// The names that exist, comma separated.
+        known: String,
+    },
+    /// The model does not answer now, but may soon.
+    #[error("model {name:?} {problem}; try again in {retry_after:.1?}")]
+    ModelNotReady {
+        /// Its name.
+        name: String,
+        /// What it waits for.
+        problem: String,
+        /// After this it should answer, or nobody knows.
+        retry_after: Duration,
+    },
+    /// The weights of all models together may not hold that much.
+    #[error(
+        "model {name:?} needs {wanted_bytes} bytes for its weights; --model-memory is {limit_bytes}, and {held_bytes} are \
+         held by others{}",
+        advice(.retry_after.is_some())
+    )]
+    ModelMemoryFull {
+        /// Its name.
+        name: String,
+        /// What it needs.
+        wanted_bytes: u64,
+        /// What others hold.
+        held_bytes: u64,
+        /// What all may hold.
+        limit_bytes: u64,
+        /// None if it fits only after an operator acts.
+        retry_after: Option<Duration>,
+    },
+    /// The model could not be loaded, and will not be until an operator acts.
+    #[error("model {name:?} could not be loaded: {problem}")]
+    ModelLoadFailed {
+        /// Its name.
+        name: String,
+        /// File and reason.
+        problem: String,
+    },
+    /// More is waiting than the queue takes.
+    #[error("the queue is full: {waiting} are waiting; try again in {retry_after:?}")]
+    QueueFull {
+        /// What is in the queue, e.g. "4000 tokens".
+        waiting: String,
+        /// Estimated from the backlog and the measured rate.
+        retry_after: Duration,
+    },
+    /// The caller's deadline passed before the work was done; it was not computed.
+    #[error("the deadline passed while the request was waiting; allow more time or send less at once")]
+    DeadlineExpired,
+    /// There is no GPU to compute on.
+    #[error("no GPU: {detail}")]
+    GpuUnavailable {
+        /// What is missing.
+        detail: String,
+    },
+    /// The GPU was there and is gone; the process must be restarted.
+    #[error("the GPU is lost: {detail}; the server must be restarted")]
+    GpuLost {
+        /// What the device said.
+        detail: String,
+    },
+    /// The GPU has too little memory for this request.
+    #[error("out of GPU memory: {detail}; send a smaller batch or shorter texts")]
+    GpuOutOfMemory {
+        /// What the device said.
+        detail: String,
+    },
+    /// Leases hold too much for another one.
+    #[error("no device has {wanted_bytes} bytes left to lease; most left is {free_bytes}")]
+    GpuMemoryExhausted {
+        /// Bytes asked for.
+        wanted_bytes: u64,
+        /// Bytes left on the best device.
+        free_bytes: u64,
+    },
+    /// The tenant has no such lease.
+    #[error("lease {lease_id:?} is unknown, expired or released")]
+    LeaseNotFound {
+        /// As asked for.
+        lease_id: String,
+    },
+    /// The tenant has no such collection.
+    #[error("collection {name:?} does not exist; create it first")]
+    CollectionNotFound {
+        /// As asked for.
+        name: String,
+    },
+    /// The name is taken.
+    #[error("collection {name:?} exists already ({existing}); drop it, choose another name, or set exist_ok")]
+    CollectionExists {
+        /// As asked for.
+        name: String,
+        /// Its dimension and metric.
+        existing: String,
+    },
+    /// The file behind the collection cannot be read.
+    #[error("collection {name:?} is damaged and is not served: {problem}; restore its file or drop it")]
+    CollectionDamaged {
+        /// As asked for.
+        name: String,
+        /// File and reason.
+        problem: String,
+    },
+    /// The model gave a NaN or an infinity.
+    #[error("{field}: the model's output is not finite")]
+    NonFinite {
+        /// Index of the input in its job.
+        index: usize,
+        /// Path in the request, e.g. `texts[3]`.
+        field: String,
+    },
+    /// The server ends before it could answer.
+    #[error("the server is shutting down; ask another one, or again in a moment")]
+    ShuttingDown,
+    /// A fault of the server.
+    #[error("internal error: {detail}")]
+    Internal {
+        /// For the operator; holds no input text.
+        detail: String,
+    },
+}
+
+/// What a caller of a model that does not fit can do.
+const fn advice(later: bool) -> &'static str {
+    if later {
+        ", some of which compute right now; try again"
+    } else {
+        " that stay; unload one, or allow more"
+    }
+}
+
+impl Error {
+    /// An `INVALID_ARGUMENT` on `field`.
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::InvalidField {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    /// The result of the job's input `index` is not finite; the service knows what the request calls it.
+    pub fn non_finite(index: usize) -> Self {
+        Self::NonFinite {
+            index,
+            field: format!("[{index}]"),
+        }
+    }
+
+    /// A fault of the server.
+    pub fn internal(detail: impl std::fmt::Display) -> Self {
+        Self::Internal {
+            detail: detail.to_string(),
+        }
+    }
+
+    /// True if the device can compute nothing more in this process.
+    pub const fn is_sticky(&self) -> bool {
+        matches!(self, Self::GpuLost { .. } | Self::GpuUnavailable { .. })
+    }
+}

@@ -1,0 +1,260 @@
+//! Vector collections: points on disk in redb, a searchable view of them on the device.
+//!
+//! The file is the truth; the view is rebuilt from it at start, and whenever the two may have come apart. A write is
+//! acknowledged after redb has committed it and the view has it. Search is exact: every point is compared.
+
+pub mod collection;
+pub mod store;
+pub mod view;
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use medkg_telemetry::tenant::TenantId;
+
+use crate::engine::Engine;
+use crate::error::Error;
+use collection::Collection;
+use store::{Properties, Store, UNFINISHED};
+
+const LOCK_POLL: Duration = Duration::from_millis(200);
+
+/// All collections of all tenants.
+#[derive(Debug)]
+pub struct Collections {
+    root: PathBuf,
+    engine: Arc<Engine>,
+    /// Keyed by tenant, then name; a tenant's own map is all that it can reach.
+    open: RwLock<BTreeMap<String, BTreeMap<String, Arc<Entry>>>>,
+    /// Serialises creating and dropping.
+    changes: tokio::sync::Mutex<()>,
+    /// Held as long as the process lives: two servers on one folder would each write what the other does not see.
+    _lock: File,
+}
+
+/// A collection, or why it is not served.
+#[derive(Debug)]
+enum Entry {
+    Open(Collection),
+    Damaged { path: PathBuf, problem: String },
+}
+
+impl Collections {
+    /// Opens every collection under `root` and puts its points on the device. One that cannot be read is kept by name
+    /// and refuses its callers; the others are not touched.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the folder itself cannot be read; a device error.
+    pub async fn open(root: &Path, engine: Arc<Engine>) -> Result<Self, Error> {
+        let failed = |error: std::io::Error| Error::internal(format!("{}: {error}", root.display()));
+        std::fs::create_dir_all(root).map_err(failed)?;
+        let lock = lock(root).await.map_err(failed)?;
+        let mut open: BTreeMap<String, BTreeMap<String, Arc<Entry>>> = BTreeMap::new();
+        for (tenant, name, path) in files(root).map_err(failed)? {
+            let entry = match Store::open(&path) {
+                Ok(store) => match Collection::load(name.clone(), store, &engine).await {
+                    Ok(collection) => Entry::Open(collection),
+                    Err(error) if error.is_sticky() => return Err(error),
+                    Err(error) => {
+                        tracing::error!(%error, file = %path.display(), "a collection could not be loaded");
+                        Entry::Damaged {
+                            path,
+                            problem: "its points could not be loaded; the server's log says why".to_owned(),
+                        }
+                    }
+                },
+                Err(problem) => Entry::Damaged { path, problem },
+            };
+            if let Entry::Damaged { path, problem } = &entry {
+                tracing::error!(%tenant, collection = %name, file = %path.display(), problem, "collection not served");
+            }
+            open.entry(tenant).or_default().insert(name, Arc::new(entry));
+        }
+        Ok(Self {
+            root: root.to_owned(),
+            engine,
+            open: RwLock::new(open),
+            changes: tokio::sync::Mutex::new(()),
+            _lock: lock,
+        })
+    }
+
+    /// The tenant's collections that are served, by name.
+    pub fn list(&self, tenant: &str) -> Vec<(String, Properties)> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let entries = open.get(tenant).into_iter().flatten();
+        entries
+            .filter_map(|(name, entry)| match entry.as_ref() {
+                Entry::Open(collection) => Some((name.clone(), collection.properties)),
+                Entry::Damaged { .. } => None,
+            })
+            .collect()
+    }
+
+    /// Makes a collection; false if an equal one was there and that is accepted.
+    ///
+    /// # Errors
+    /// [`Error::CollectionExists`], [`Error::CollectionDamaged`], [`Error::Internal`] when the file cannot be written.
+    pub async fn create(&self, tenant: &str, name: &str, wanted: Properties, exist_ok: bool) -> Result<bool, Error> {
+        let _one_at_a_time = self.changes.lock().await;
+        match self.get(tenant, name) {
+            Ok(found) => {
+                let there = found.open()?.properties;
+                if exist_ok && there == wanted {
+                    return Ok(false);
+                }
+                return Err(Error::CollectionExists {
+                    name: name.to_owned(),
+                    existing: there.to_string(),
+                });
+            }
+            Err(Error::CollectionNotFound { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        let path = self.root.join(tenant).join(format!("{name}.redb"));
+        let store = blocking(move || Store::create(&path, wanted)).await?;
+        let collection = Collection::load(name.to_owned(), store, &self.engine).await?;
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        open.entry(tenant.to_owned())
+            .or_default()
+            .insert(name.to_owned(), Arc::new(Entry::Open(collection)));
+        Ok(true)
+    }
+
+    /// Removes a collection and its file; how many points it had. Works on a damaged one too.
+    ///
+    /// # Errors
+    /// [`Error::CollectionNotFound`], [`Error::Internal`] when the file cannot be removed.
+    pub async fn drop(&self, tenant: &str, name: &str) -> Result<u64, Error> {
+        let _one_at_a_time = self.changes.lock().await;
+        let found = self.get(tenant, name)?;
+        let (path, points) = match found.entry.as_ref() {
+            Entry::Open(collection) => {
+                let points = collection.points();
+                collection.close().await?;
+                (collection.path(), points)
+            }
+            Entry::Damaged { path, .. } => (path.clone(), 0),
+        };
+        if let Some(collections) = self
+            .open
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_mut(tenant)
+        {
+            collections.remove(name);
+        }
+        let remove = move || match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::internal(format!("{}: {error}", path.display())))
+            }
+            _ => Ok(()),
+        };
+        blocking(remove).await?;
+        Ok(points)
+    }
+
+    /// A handle on one of the tenant's collections.
+    ///
+    /// # Errors
+    /// [`Error::CollectionNotFound`].
+    pub fn get(&self, tenant: &str, name: &str) -> Result<Handle, Error> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = open.get(tenant).and_then(|collections| collections.get(name)).cloned();
+        let entry = entry.ok_or_else(|| Error::CollectionNotFound {
+            name: name.chars().take(127).collect(),
+        })?;
+        Ok(Handle {
+            name: name.to_owned(),
+            entry,
+        })
+    }
+}
+
+/// Keeps a collection alive while a call uses it.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    name: String,
+    entry: Arc<Entry>,
+}
+
+impl Handle {
+    /// The collection.
+    ///
+    /// # Errors
+    /// [`Error::CollectionDamaged`].
+    pub fn open(&self) -> Result<&Collection, Error> {
+        match self.entry.as_ref() {
+            Entry::Open(collection) => Ok(collection),
+            Entry::Damaged { problem, .. } => Err(Error::CollectionDamaged {
+                name: self.name.clone(),
+                problem: problem.clone(),
+            }),
+        }
+    }
+}
+
+/// Takes the folder for this process alone. Waits for a server that is still draining, as a rolling update needs it.
+async fn lock(root: &Path) -> std::io::Result<File> {
+    let path = root.join(".lock");
+    let file = File::create(&path)?;
+    let mut told = false;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {
+                if !told {
+                    tracing::warn!(lock = %path.display(), "another server uses the data folder; waiting until it ends");
+                    told = true;
+                }
+                tokio::time::sleep(LOCK_POLL).await;
+            }
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+}
+
+/// `(tenant, collection, file)` of every collection file. What medkg did not put there is left alone.
+fn files(root: &Path) -> std::io::Result<Vec<(String, String, PathBuf)>> {
+    let mut found = Vec::new();
+    for folder in std::fs::read_dir(root)? {
+        let folder = folder?;
+        let Ok(tenant) = folder.file_name().into_string() else {
+            continue;
+        };
+        if TenantId::try_new(&tenant).is_err() || !folder.file_type()?.is_dir() {
+            continue;
+        }
+        let entries = match std::fs::read_dir(folder.path()) {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::error!(folder = %folder.path().display(), %error, "a folder cannot be read; it is left out");
+                continue;
+            }
+        };
+        for entry in entries {
+            let path = entry?.path();
+            let Some(file) = path.file_name().and_then(|name| name.to_str()) else {
+                continue;
+            };
+            if let Some(unfinished) = file.strip_suffix(UNFINISHED) {
+                // It was being created when the process ended; nobody was told that it exists.
+                tracing::warn!(collection = unfinished, "removing a collection that was never finished");
+                std::fs::remove_file(&path)?;
+            } else if let Some(name) = file.strip_suffix(".redb") {
+                found.push((tenant.clone(), name.to_owned(), path));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Runs file work off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
+}

@@ -1,0 +1,229 @@
+//! A collection's file: a redb database with its properties, its vectors (f32, little-endian) and its payloads (JSON
+//! text). redb commits with fsync by default: what `write` returned for is on disk.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+const PROPERTIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("properties");
+const VECTORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("vectors");
+const PAYLOADS: TableDefinition<'_, &str, &str> = TableDefinition::new("payloads");
+
+/// Ending of a file that is still being made.
+pub const UNFINISHED: &str = ".new";
+
+/// How nearness is measured. Larger is nearer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Metric {
+    /// Cosine of the angle.
+    Cosine,
+    /// Inner product.
+    Dot,
+    /// Minus the Euclidean distance.
+    L2,
+}
+
+/// What never changes about a collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Properties {
+    /// Elements of every vector.
+    pub dimension: usize,
+    /// How nearness is measured.
+    pub metric: Metric,
+}
+
+impl std::fmt::Display for Properties {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "dimension {}, metric {:?}", self.dimension, self.metric)
+    }
+}
+
+/// Points to write.
+#[derive(Debug, Clone, Default)]
+pub struct Points {
+    /// No duplicates.
+    pub ids: Vec<String>,
+    /// Row-major [ids, dimension].
+    pub vectors: Vec<f32>,
+    /// One per id, "" for none; or empty for none at all.
+    pub payloads: Vec<String>,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct Store {
+    database: Database,
+    /// The file.
+    pub path: PathBuf,
+    /// As written when it was made.
+    pub properties: Properties,
+}
+
+impl Store {
+    /// Makes the file: under another name first, so that a half-made one is never taken for a collection.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] naming the file.
+    pub fn create(path: &Path, properties: Properties) -> Result<Self, Error> {
+        let failed = |error: &dyn std::fmt::Display| Error::internal(format!("{}: {error}", path.display()));
+        let folder = path.parent().ok_or_else(|| failed(&"it has no folder"))?;
+        std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
+        let unfinished = path.with_extension(UNFINISHED.trim_start_matches('.'));
+        let bytes = serde_json::to_vec(&properties).map_err(|e| failed(&e))?;
+        let write = || -> Result<(), redb::Error> {
+            let database = Database::create(&unfinished)?;
+            let transaction = database.begin_write()?;
+            transaction
+                .open_table(PROPERTIES)?
+                .insert("collection", bytes.as_slice())?;
+            transaction.open_table(VECTORS)?;
+            transaction.open_table(PAYLOADS)?;
+            Ok(transaction.commit()?)
+        };
+        write().map_err(|e| failed(&e))?;
+        std::fs::rename(&unfinished, path).map_err(|e| failed(&e))?;
+        // The new name is on disk once its folder is.
+        std::fs::File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|e| failed(&e))?;
+        Self::open(path).map_err(|problem| failed(&problem))
+    }
+
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// In words without paths, why it cannot be read. A damaged file may make redb panic; that is caught here and told
+    /// the same way.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let open = || -> Result<Self, redb::Error> {
+            let database = Database::open(path)?;
+            let transaction = database.begin_read()?;
+            let table = transaction.open_table(PROPERTIES)?;
+            let value = table.get("collection")?;
+            let value = value.ok_or_else(|| redb::Error::Corrupted("it has no properties".to_owned()))?;
+            let properties = serde_json::from_slice(value.value())
+                .map_err(|error| redb::Error::Corrupted(format!("its properties are unreadable ({error})")))?;
+            drop(value);
+            drop(table);
+            Ok(Self {
+                database,
+                path: path.to_owned(),
+                properties,
+            })
+        };
+        catch_unwind(AssertUnwindSafe(open))
+            .map_err(|_| "the file is damaged".to_owned())?
+            .map_err(|error| error.to_string())
+    }
+
+    /// Every point, in the order of ids.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] naming the file.
+    pub fn read_all(&self) -> Result<Points, Error> {
+        let read = || -> Result<Points, redb::Error> {
+            let table = self.database.begin_read()?.open_table(VECTORS)?;
+            let mut points = Points::default();
+            for entry in table.iter()? {
+                let (id, bytes) = entry?;
+                let before = points.vectors.len();
+                points.vectors.extend(floats(bytes.value()));
+                if points.vectors.len() - before != self.properties.dimension {
+                    let found = points.vectors.len() - before;
+                    return Err(redb::Error::Corrupted(format!("{:?} has {found} elements", id.value())));
+                }
+                points.ids.push(id.value().to_owned());
+            }
+            Ok(points)
+        };
+        self.guarded(read)
+    }
+
+    /// Writes all points or none; the ids that were not there before are counted.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] naming the file; nothing is changed then.
+    pub fn write(&self, points: &Points) -> Result<u64, Error> {
+        let write = || -> Result<u64, redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let mut inserted = 0;
+            {
+                let mut vectors = transaction.open_table(VECTORS)?;
+                let mut payloads = transaction.open_table(PAYLOADS)?;
+                for (row, id) in points.ids.iter().enumerate() {
+                    let vector = &points.vectors[row * self.properties.dimension..][..self.properties.dimension];
+                    let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+                    inserted += u64::from(vectors.insert(id.as_str(), bytes.as_slice())?.is_none());
+                    match points.payloads.get(row).map(String::as_str) {
+                        None | Some("") => drop(payloads.remove(id.as_str())?),
+                        Some(payload) => drop(payloads.insert(id.as_str(), payload)?),
+                    }
+                }
+            }
+            transaction.commit()?;
+            Ok(inserted)
+        };
+        self.guarded(write)
+    }
+
+    /// Removes points; those that were there.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] naming the file; nothing is changed then.
+    pub fn remove(&self, ids: &[String]) -> Result<u64, Error> {
+        let write = || -> Result<u64, redb::Error> {
+            let transaction = self.database.begin_write()?;
+            let mut removed = 0;
+            {
+                let mut vectors = transaction.open_table(VECTORS)?;
+                let mut payloads = transaction.open_table(PAYLOADS)?;
+                for id in ids {
+                    removed += u64::from(vectors.remove(id.as_str())?.is_some());
+                    payloads.remove(id.as_str())?;
+                }
+            }
+            transaction.commit()?;
+            Ok(removed)
+        };
+        self.guarded(write)
+    }
+
+    /// The payloads of some ids, "" where there is none.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] naming the file.
+    pub fn payloads<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Result<Vec<String>, Error> {
+        let read = || -> Result<Vec<String>, redb::Error> {
+            let table = self.database.begin_read()?.open_table(PAYLOADS)?;
+            ids.map(|id| {
+                Ok(table
+                    .get(id)?
+                    .map_or_else(String::new, |value| value.value().to_owned()))
+            })
+            .collect()
+        };
+        self.guarded(read)
+    }
+
+    /// Bytes of the file.
+    pub fn disk_bytes(&self) -> u64 {
+        std::fs::metadata(&self.path).map_or(0, |data| data.len())
+    }
+
+    fn guarded<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Error> {
+        catch_unwind(AssertUnwindSafe(work))
+            .map_err(|_| Error::internal(format!("{}: the file is damaged", self.path.display())))?
+            .map_err(|error| Error::internal(format!("{}: {error}", self.path.display())))
+    }
+}
+
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes
+        .chunks_exact(4)
+        .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
+}

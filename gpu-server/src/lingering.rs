@@ -1,0 +1,114 @@
+//! Connections that close without losing what was sent, with TLS or without.
+//!
+//! Closing a TCP socket while bytes of the peer lie unread resets the connection, and the peer loses what it has not read
+//! yet: the end of a large answer during a drain. So a connection is closed for writing first, and read until the peer
+//! closes too, for a bounded time (RFC 9112, section 9.6, describes the same for HTTP/1.1).
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tonic::transport::server::Connected;
+
+use crate::inflight::{Calls, Entered};
+
+/// How long a peer may take to close its side.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What a connection is here: bytes both ways, and who is at the other end.
+pub trait Connection: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static {}
+impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Connection for S {}
+
+/// A connection that is closed whole in the background when it is dropped.
+#[derive(Debug)]
+pub struct Lingering<S: Connection> {
+    /// `None` only while it is dropped.
+    stream: Option<(S, Entered)>,
+    info: S::ConnectInfo,
+}
+
+impl<S: Connection> Lingering<S> {
+    /// Counts in `open` until it is closed whole.
+    pub fn new(stream: S, open: &Calls) -> Self {
+        Self {
+            info: stream.connect_info(),
+            stream: Some((stream, open.enter())),
+        }
+    }
+
+    fn stream(self: Pin<&mut Self>) -> io::Result<Pin<&mut S>>
+    where
+        S::ConnectInfo: Unpin,
+    {
+        let closed = || io::Error::from(io::ErrorKind::NotConnected);
+        self.get_mut()
+            .stream
+            .as_mut()
+            .map(|(stream, _)| Pin::new(stream))
+            .ok_or_else(closed)
+    }
+}
+
+impl<S: Connection> Drop for Lingering<S> {
+    fn drop(&mut self) {
+        let (Some((mut stream, entered)), Ok(runtime)) = (self.stream.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        runtime.spawn(async move {
+            let close = async {
+                stream.shutdown().await?;
+                let mut unread = [0; 4096];
+                while stream.read(&mut unread).await? > 0 {}
+                io::Result::Ok(())
+            };
+            // The peer may be gone or may never close; either way this end is over.
+            let _ = tokio::time::timeout(LINGER, close).await;
+            drop(entered);
+        });
+    }
+}
+
+impl<S: Connection> Connected for Lingering<S> {
+    type ConnectInfo = S::ConnectInfo;
+
+    fn connect_info(&self) -> S::ConnectInfo {
+        self.info.clone()
+    }
+}
+
+impl<S: Connection<ConnectInfo: Unpin>> AsyncRead for Lingering<S> {
+    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_read(context, buffer)
+    }
+}
+
+impl<S: Connection<ConnectInfo: Unpin>> AsyncWrite for Lingering<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream()?.poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.stream()?.poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream
+            .as_ref()
+            .is_some_and(|(stream, _)| stream.is_write_vectored())
+    }
+}

@@ -1,0 +1,240 @@
+//! Builds the server out of its roles, serves, and drains.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::sync::{OnceCell, watch};
+use tokio_stream::StreamExt as _;
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use crate::config::{ServerConfig, TlsFiles};
+use crate::device;
+use crate::engine::{Engine, follow};
+use crate::error::Error;
+use crate::index::Collections;
+use crate::inflight::{Calls, InFlight};
+use crate::lingering::Lingering;
+use crate::service::health::Truth;
+use crate::service::routes::{admin_routes, routes};
+use crate::shutdown;
+
+/// How long a client may take to prove who it is.
+const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long connections may take to close at the end.
+const CLOSE: Duration = Duration::from_secs(2);
+/// How long the forward pass that runs at the end may take.
+const WORKER_STOP: Duration = Duration::from_secs(20);
+
+/// Why the server could not serve.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {address}: {error}; stop what listens there or choose another {flag}")]
+    Bind {
+        /// Which one.
+        flag: &'static str,
+        /// As configured.
+        address: SocketAddr,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The identity cannot be used.
+    #[error("{0}")]
+    Tls(#[from] medkg_tls::TlsError),
+    /// The engine could not be started.
+    #[error("{0}")]
+    Engine(#[from] Error),
+    /// The listener broke.
+    #[error("serving failed: {0}")]
+    Transport(#[from] tonic::transport::Error),
+    /// The signal handler could not be installed.
+    #[error("signals cannot be handled: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Serves until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// [`ServeError`], before or while serving.
+pub async fn serve(config: ServerConfig) -> Result<(), ServeError> {
+    let mut signals = shutdown::Signals::install().map_err(ServeError::Signals)?;
+    let tls = identity(&config)?;
+    // Bound first: a port in use must be told before models are loaded for a minute.
+    let (listener, address) = bind("--listen", config.listen).await?;
+    let admin = match config.admin_listen {
+        Some(address) => Some(bind("--admin-listen", address).await?),
+        None => None,
+    };
+
+    let choice = config.device;
+    let device = tokio::task::spawn_blocking(move || device::probe(choice))
+        .await
+        .map_err(Error::internal)?;
+    match &device {
+        Ok(active) => tracing::info!(device = %active.id, "{}", active.detail),
+        Err(error) => {
+            tracing::error!(%error, "not serving: every call is refused until the server is restarted where a GPU is");
+        }
+    }
+    let engine = Engine::start(&config, device)?;
+    let (stop, stopping) = watch::channel(false);
+    let collections = Arc::new(OnceCell::new());
+    let (collections_are_ready, collections_ready) = watch::channel(false);
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let truth = Truth {
+        engine: Arc::clone(&engine),
+        collections: Arc::clone(&collections),
+        roles: config.roles.iter().copied().collect(),
+        stopping: stopping.clone(),
+    };
+    // Before the first connection: "" starts as SERVING in tonic-health.
+    truth.publish(&reporter).await;
+    tokio::spawn(truth.clone().follow(reporter.clone(), collections_ready));
+    if let Some(root) = config.data_dir.clone() {
+        tokio::spawn(open_collections(
+            root,
+            Arc::clone(&engine),
+            Arc::clone(&collections),
+            collections_are_ready,
+        ));
+    }
+
+    if let Some((file, listed)) = config.models_file.clone() {
+        tokio::spawn(follow::follow(Arc::clone(&engine.models), file, listed));
+    }
+
+    let door = Door {
+        tls,
+        calls: Calls::default(),
+        open: Calls::default(),
+        stopping: stopping.clone(),
+    };
+    let (calls, open) = (door.calls.clone(), door.open.clone());
+    let secured = door.tls.is_some();
+    let operators = admin.map(|(listener, address)| {
+        tracing::info!(%address, tls = secured, "operators are served on {address}");
+        door.serve(listener, admin_routes(&config, &engine, health.clone()))
+    });
+    let everyone = door.serve(listener, routes(&config, &engine, &collections, health));
+    tracing::info!(%address, tls = secured, "listening on {address}");
+    let serving = async {
+        let operators = async {
+            match operators {
+                Some(serving) => serving.await,
+                None => Ok(()),
+            }
+        };
+        tokio::try_join!(everyone, operators).map(drop)
+    };
+    tokio::pin!(serving);
+    tokio::select! {
+        ended = &mut serving => return Ok(ended?),
+        signal = signals.next() => tracing::info!(signal, "stopping: health says so, running calls are finished"),
+    }
+    let _ = stop.send(true);
+    truth.publish(&reporter).await;
+    let last_answer = async {
+        // A health Watch never ends by itself. Once no call is left the watches are ended, so that the connections can
+        // flush what they hold and close, which ends `serving`.
+        calls.none_left().await;
+        truth.end_watches(&reporter).await;
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        _ = &mut serving => {}
+        () = last_answer => {}
+        () = tokio::time::sleep(config.drain_deadline) => {
+            tracing::warn!(left = calls.count(), "the drain deadline passed; calls that still run are cut off");
+        }
+        signal = signals.next() => tracing::warn!(signal, "second signal: stopping now"),
+    }
+    // What was handed to the sockets must also arrive.
+    let _ = tokio::time::timeout(CLOSE, open.none_left()).await;
+    let ending = tokio::task::spawn_blocking(move || engine.stop(WORKER_STOP));
+    if !ending.await.unwrap_or(false) {
+        tracing::warn!("a lane did not stop in time");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
+    let failed = |error| ServeError::Bind { flag, address, error };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// What all addresses of the process share.
+struct Door {
+    tls: Option<medkg_tls::ServerTlsConfig>,
+    /// Calls in work.
+    calls: Calls,
+    /// Open connections.
+    open: Calls,
+    stopping: watch::Receiver<bool>,
+}
+
+impl Door {
+    /// Serves on one address, until the process is to stop and every connection is closed.
+    async fn serve(&self, listener: TcpListener, routes: Routes) -> Result<(), tonic::transport::Error> {
+        let calls = self.calls.clone();
+        let transport = Server::builder()
+            .layer(tower::layer::layer_fn(move |inner| InFlight::new(inner, calls.clone())))
+            .http2_keepalive_interval(Some(Duration::from_secs(30)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+            .initial_stream_window_size(4 * 1024 * 1024)
+            .initial_connection_window_size(16 * 1024 * 1024)
+            .tcp_nodelay(true)
+            .add_routes(routes);
+        let mut stopping = self.stopping.clone();
+        let until_stopped = async move {
+            // An error means that the sender is gone, which is a stop as well.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        match &self.tls {
+            None => {
+                let connections = shutdown::plain(listener, self.open.clone());
+                transport.serve_with_incoming_shutdown(connections, until_stopped).await
+            }
+            Some(tls) => {
+                let open = self.open.clone();
+                let connections = tls.incoming(listener, TLS_HANDSHAKE);
+                let connections = connections.map(move |stream| stream.map(|stream| Lingering::new(stream, &open)));
+                transport.serve_with_incoming_shutdown(connections, until_stopped).await
+            }
+        }
+    }
+}
+
+/// Puts the collections on the device, beside the models, and says how it ended.
+async fn open_collections(
+    root: PathBuf,
+    engine: Arc<Engine>,
+    cell: Arc<OnceCell<Result<Collections, Error>>>,
+    settled: watch::Sender<bool>,
+) {
+    let opened = Collections::open(&root, engine).await;
+    let error = opened.as_ref().err().cloned();
+    // This task alone sets the cell, and nobody may be left to hear of it.
+    let _ = cell.set(opened);
+    let _ = settled.send(true);
+    match error {
+        None => tracing::info!("vector collections ready"),
+        Some(error) => tracing::error!(%error, "the vector role is not served"),
+    }
+}
+
+/// The server's TLS identity, read before anything is bound.
+fn identity(config: &ServerConfig) -> Result<Option<medkg_tls::ServerTlsConfig>, medkg_tls::TlsError> {
+    let read = |files: &TlsFiles| {
+        medkg_tls::ServerTlsConfig::try_new(&files.certificate, &files.key, files.client_ca.as_deref())
+    };
+    config.tls.as_ref().map(read).transpose()
+}

@@ -1,0 +1,161 @@
+//! `GenerateSparseEmbeddings`: vectors over the vocabulary, of which a model leaves most elements zero (SPLADE, Formal et
+//! al. 2021), sent as compressed sparse rows.
+
+use std::sync::Arc;
+
+use medkg_proto::v1;
+
+use super::super::{usage, validate};
+use super::{Texts, embed, encoding, validate_texts};
+use crate::engine::Engine;
+use crate::engine::job::Caller;
+use crate::engine::models::{Purpose, ReadyModel};
+use crate::error::Error;
+use crate::model::checkpoint::Task;
+
+/// Wire bytes of a term at most: the id as a varint, and the weight.
+const TERM_BYTES: usize = 5 + 4;
+
+/// Answers one call.
+///
+/// # Errors
+/// As the wire says.
+pub async fn generate(
+    engine: &Arc<Engine>,
+    request: v1::GenerateSparseEmbeddingsRequest,
+    caller: &Caller,
+) -> Result<v1::GenerateSparseEmbeddingsResponse, Error> {
+    engine.check()?;
+    let too_long = validate::too_long("truncation", request.truncation)?;
+    validate_texts(&request.texts)?;
+    let model = model(engine, &request.model, caller).await?;
+    let texts = Texts {
+        all: request.texts,
+        prompt: String::new(),
+        too_long,
+    };
+    let answer = embed(engine, &model, texts, caller).await?;
+    let rows = SparseRows::of(&answer.computed.rows, answer.computed.width, request.max_terms as usize)?;
+    let bytes = rows.token_ids.len() * TERM_BYTES + answer.token_counts.len() * encoding::BESIDE + encoding::FRAME;
+    if bytes > medkg_proto::MAX_MESSAGE_BYTES {
+        let terms = rows.token_ids.len();
+        let problem =
+            format!("have {terms} terms, which is more than a message holds; send fewer at once, or set max_terms");
+        return Err(Error::invalid("texts", problem));
+    }
+    Ok(v1::GenerateSparseEmbeddingsResponse {
+        offsets: rows.offsets,
+        token_ids: rows.token_ids,
+        weights: bytemuck::cast_slice(&rows.weights).to_vec().into(),
+        usage: Some(usage(engine, answer.tokens, &answer.computed)),
+        token_counts: answer.token_counts,
+        truncated: answer.truncated,
+        model: model.name.clone(),
+        model_digest: model.digest.clone(),
+        dimension: u32::try_from(answer.computed.width).unwrap_or(u32::MAX),
+    })
+}
+
+/// The sparse model called `name`; an empty name means the first one in memory.
+async fn model(engine: &Engine, name: &str, caller: &Caller) -> Result<Arc<ReadyModel>, Error> {
+    let mut sparse = engine.models.in_memory(Purpose::Embedding);
+    sparse.retain(|model| makes_sparse(model));
+    let found = if name.is_empty() {
+        sparse.first().cloned()
+    } else {
+        let named = engine.model(Purpose::Embedding, name, caller.deadline).await?;
+        makes_sparse(&named).then_some(named)
+    };
+    found.ok_or_else(|| {
+        let known: Vec<&str> = sparse.iter().map(|model| model.name.as_str()).collect();
+        Error::ModelNotFound {
+            name: name.chars().take(127).collect(),
+            known: if known.is_empty() {
+                "no sparse model is in memory".to_owned()
+            } else {
+                known.join(", ")
+            },
+        }
+    })
+}
+
+/// Whether a model answers with sparse vectors.
+pub const fn makes_sparse(model: &ReadyModel) -> bool {
+    matches!(model.task, Task::Sparse(_))
+}
+
+/// Compressed sparse rows.
+#[derive(Debug, Default)]
+struct SparseRows {
+    /// Where each row begins, and where the last one ends.
+    offsets: Vec<u32>,
+    /// Ascending within a row.
+    token_ids: Vec<u32>,
+    /// One per id, above 0.
+    weights: Vec<f32>,
+}
+
+impl SparseRows {
+    /// What is above 0 in dense rows of `width` elements; of each row the `most` largest (0 for all). Of equal ones those
+    /// with the smaller ids stay.
+    fn of(rows: &[f32], width: usize, most: usize) -> Result<Self, Error> {
+        let mut all = Self {
+            offsets: vec![0],
+            ..Self::default()
+        };
+        let mut terms: Vec<(u32, f32)> = Vec::new();
+        for row in rows.chunks_exact(width) {
+            terms.clear();
+            terms.extend((0_u32..).zip(row.iter().copied()).filter(|&(_, weight)| weight > 0.0));
+            if most > 0 && terms.len() > most {
+                terms.select_nth_unstable_by(most - 1, |a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+                terms.truncate(most);
+                terms.sort_unstable_by_key(|&(id, _)| id);
+            }
+            all.token_ids.extend(terms.iter().map(|&(id, _)| id));
+            all.weights.extend(terms.iter().map(|&(_, weight)| weight));
+            all.offsets
+                .push(u32::try_from(all.token_ids.len()).map_err(Error::internal)?);
+        }
+        Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn rows_keep_the_largest_in_order_of_their_ids(
+            rows in prop::collection::vec(prop::collection::vec(prop_oneof![Just(0.0_f32), -1.0_f32..4.0, Just(2.0_f32)], 17), 0..7),
+            most in 0_usize..20,
+        ) {
+            let sparse = SparseRows::of(&rows.concat(), 17, most).unwrap();
+            prop_assert_eq!(sparse.offsets.len(), rows.len() + 1);
+            prop_assert_eq!(sparse.offsets[0], 0);
+            for (row, ends) in rows.iter().zip(sparse.offsets.windows(2)) {
+                let range = ends[0] as usize..ends[1] as usize;
+                // The plain way: sort all terms, take the first ones, sort by id.
+                let mut expected: Vec<(u32, f32)> = (0_u32..).zip(row.iter().copied()).filter(|term| term.1 > 0.0).collect();
+                expected.sort_by(|a, b| b.1.total_cmp(&a.1));
+                expected.truncate(if most == 0 { 17 } else { most });
+                expected.sort_by_key(|term| term.0);
+                let found: Vec<_> = sparse.token_ids[range.clone()].iter().copied().zip(sparse.weights[range].iter().copied()).collect();
+                prop_assert_eq!(found, expected);
+            }
+            prop_assert_eq!(*sparse.offsets.last().unwrap() as usize, sparse.weights.len());
+        }
+    }
+
+    #[test]
+    fn a_text_without_a_term_is_an_empty_row() {
+        let sparse = SparseRows::of(&[0.0, -1.0, 0.0, 3.0, 0.0, 1.0], 2, 0).unwrap();
+        assert_eq!(
+            (sparse.offsets, sparse.token_ids, sparse.weights),
+            (vec![0, 0, 1, 2], vec![1, 1], vec![3.0, 1.0])
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! `GpuService`. It answers also while there is no GPU: this is where an operator looks then.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use medkg_proto::v1;
+use medkg_proto::v1::gpu_service_server::GpuService;
+use tonic::{Request, Response, Status};
+
+use super::call;
+use crate::config::{DeviceChoice, Role, ServerConfig};
+use crate::device;
+use crate::device::leases::{Leases, TTL};
+use crate::engine::Engine;
+use crate::error::Error;
+
+const MAX_OWNER: usize = 128;
+
+/// Device status and leases.
+#[derive(Debug)]
+pub struct Gpu {
+    engine: Arc<Engine>,
+    choice: DeviceChoice,
+    roles: Vec<String>,
+    threads: u32,
+    started: Instant,
+    leases: Mutex<Leases>,
+}
+
+impl Gpu {
+    /// Tells about `engine`'s device.
+    pub fn new(engine: Arc<Engine>, config: &ServerConfig) -> Self {
+        Self {
+            engine,
+            choice: config.device,
+            roles: config
+                .roles
+                .iter()
+                .copied()
+                .map(Role::name)
+                .map(str::to_owned)
+                .collect(),
+            threads: u32::try_from(config.threads).unwrap_or(u32::MAX),
+            started: Instant::now(),
+            leases: Mutex::default(),
+        }
+    }
+
+    fn status(&self) -> v1::GetStatusResponse {
+        let fault = self.engine.latch.fault();
+        let active = self.engine.device.as_ref().filter(|_| fault.is_none());
+        let state = if active.is_some() {
+            v1::DeviceState::Ready
+        } else {
+            v1::DeviceState::Unavailable
+        };
+        let detail = fault.map_or_else(
+            || active.map_or_else(String::new, |device| device.detail.clone()),
+            |fault| fault.to_string(),
+        );
+        v1::GetStatusResponse {
+            state: state.into(),
+            requested_device: self.choice.to_string(),
+            active_device: active.map_or_else(String::new, |device| device.id.clone()),
+            detail,
+            server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            roles: self.roles.clone(),
+            uptime: prost_types::Duration::try_from(self.started.elapsed()).ok(),
+            threads: self.threads,
+        }
+    }
+
+    fn allocate(&self, tenant: &str, request: &v1::AllocateGpuRequest) -> Result<v1::AllocateGpuResponse, Error> {
+        if request.memory_bytes == 0 {
+            return Err(Error::invalid("memory_bytes", "is 0; ask for at least 1 byte"));
+        }
+        if request.owner.chars().count() > MAX_OWNER || request.owner.chars().any(char::is_control) {
+            return Err(Error::invalid(
+                "owner",
+                format!("must have at most {MAX_OWNER} characters, none of them a control character"),
+            ));
+        }
+        let (shortest, longest, usual) = TTL;
+        let ttl = match request.ttl {
+            None => usual,
+            Some(ttl) => Duration::try_from(ttl)
+                .ok()
+                .filter(|ttl| (shortest..=longest).contains(ttl))
+                .ok_or_else(|| {
+                    Error::invalid(
+                        "ttl",
+                        format!("must be {} s to {} s", shortest.as_secs(), longest.as_secs()),
+                    )
+                })?,
+        };
+        self.engine.check()?;
+        let devices = device::list(self.choice);
+        let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+        let lease = leases.allocate(
+            &devices,
+            tenant,
+            request.memory_bytes,
+            &request.device,
+            ttl,
+            Instant::now(),
+        )?;
+        tracing::info!(lease = %lease.id, device = %lease.device, bytes = lease.bytes, owner = %request.owner, "lease granted");
+        Ok(v1::AllocateGpuResponse {
+            lease_id: lease.id,
+            device: lease.device,
+            memory_bytes: lease.bytes,
+            expires_at: Some((SystemTime::now() + ttl).into()),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl GpuService for Gpu {
+    async fn get_status(
+        &self,
+        request: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        call::unary(request.metadata(), "GpuService/GetStatus", |_| async {
+            Ok(self.status())
+        })
+        .await
+    }
+
+    async fn list_devices(
+        &self,
+        request: Request<v1::ListDevicesRequest>,
+    ) -> Result<Response<v1::ListDevicesResponse>, Status> {
+        call::unary(request.metadata(), "GpuService/ListDevices", |_| async {
+            let active = self.status().active_device;
+            let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+            let devices = device::list(self.choice).into_iter().map(|device| v1::Device {
+                kind: if device.is_gpu {
+                    v1::DeviceKind::Cuda
+                } else {
+                    v1::DeviceKind::Cpu
+                }
+                .into(),
+                name: device.name,
+                total_memory_bytes: device.total_memory,
+                leased_memory_bytes: leases.leased_now(&device.id, Instant::now()),
+                active: device.id == active,
+                id: device.id,
+            });
+            Ok(v1::ListDevicesResponse {
+                devices: devices.collect(),
+            })
+        })
+        .await
+    }
+
+    async fn allocate_gpu(
+        &self,
+        request: Request<v1::AllocateGpuRequest>,
+    ) -> Result<Response<v1::AllocateGpuResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| async move { self.allocate(call.tenant.as_str(), &request) };
+        call::unary(&metadata, "GpuService/AllocateGPU", serve).await
+    }
+
+    async fn release_gpu(
+        &self,
+        request: Request<v1::ReleaseGpuRequest>,
+    ) -> Result<Response<v1::ReleaseGpuResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        call::unary(&metadata, "GpuService/ReleaseGPU", |call| async move {
+            let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+            let memory_bytes = leases.release(call.tenant.as_str(), &request.lease_id, Instant::now())?;
+            tracing::info!(lease = %request.lease_id, bytes = memory_bytes, "lease released");
+            Ok(v1::ReleaseGpuResponse { memory_bytes })
+        })
+        .await
+    }
+}

@@ -1,0 +1,359 @@
+//! `VectorService`.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use medkg_proto::v1;
+use medkg_proto::v1::vector_service_server::VectorService;
+use tokio::sync::OnceCell;
+use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
+
+use super::{call, device_id, validate};
+use crate::engine::Engine;
+use crate::error::Error;
+use crate::index::Collections;
+use crate::index::collection::Found;
+use crate::index::store::{Metric, Points, Properties};
+
+const MAX_DIMENSION: u32 = 8_192;
+const MAX_POINTS: usize = 65_536;
+const MAX_QUERIES: usize = 1_024;
+const MAX_K: u32 = 10_000;
+/// Points in one answer, over all queries.
+const MAX_FOUND: usize = 200_000;
+const MAX_ID_BYTES: usize = 512;
+const MAX_PAYLOAD_BYTES: usize = 64 * 1024;
+
+/// Collections and search.
+#[derive(Debug, Clone)]
+pub struct Vectors {
+    engine: Arc<Engine>,
+    /// Set once the collections are on the device.
+    collections: Arc<OnceCell<Result<Collections, Error>>>,
+}
+
+impl Vectors {
+    /// Serves `collections` once they are there.
+    pub const fn new(engine: Arc<Engine>, collections: Arc<OnceCell<Result<Collections, Error>>>) -> Self {
+        Self { engine, collections }
+    }
+
+    fn collections(&self) -> Result<&Collections, Error> {
+        self.engine.check()?;
+        match self.collections.get() {
+            Some(opened) => opened.as_ref().map_err(Clone::clone),
+            None => Err(Error::ModelNotReady {
+                name: "vector collections".to_owned(),
+                problem: "are still being opened".to_owned(),
+                retry_after: Duration::from_secs(1),
+            }),
+        }
+    }
+
+    /// Runs `work` to its end even when the caller leaves: half a creation or a removal must not stay.
+    async fn whole<T, F>(&self, work: impl FnOnce(Self) -> F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let task = tokio::spawn(work(self.clone()).in_current_span());
+        task.await.map_err(Error::internal)?
+    }
+
+    async fn create(
+        &self,
+        tenant: &str,
+        request: v1::CreateCollectionRequest,
+    ) -> Result<v1::CreateCollectionResponse, Error> {
+        let wanted = request
+            .collection
+            .ok_or_else(|| Error::invalid("collection", "is missing"))?;
+        name("collection.name", &wanted.name)?;
+        if !(1..=MAX_DIMENSION).contains(&wanted.dimension) {
+            let problem = format!("is {}; it must be 1 to {MAX_DIMENSION}", wanted.dimension);
+            return Err(Error::invalid("collection.dimension", problem));
+        }
+        let metric = match v1::Metric::try_from(wanted.metric) {
+            Ok(v1::Metric::Unspecified | v1::Metric::Cosine) => Metric::Cosine,
+            Ok(v1::Metric::Dot) => Metric::Dot,
+            Ok(v1::Metric::L2) => Metric::L2,
+            Err(_) => {
+                let problem = format!("{} is not a Metric that this server knows", wanted.metric);
+                return Err(Error::invalid("collection.metric", problem));
+            }
+        };
+        let properties = Properties {
+            dimension: wanted.dimension as usize,
+            metric,
+        };
+        let created = self
+            .collections()?
+            .create(tenant, &wanted.name, properties, request.exist_ok)
+            .await?;
+        Ok(v1::CreateCollectionResponse {
+            collection: Some(describe(&wanted.name, properties)),
+            created,
+        })
+    }
+
+    async fn upsert(
+        &self,
+        tenant: &str,
+        request: v1::UpsertVectorsRequest,
+    ) -> Result<v1::UpsertVectorsResponse, Error> {
+        let handle = self.collections()?.get(tenant, &request.collection)?;
+        let collection = handle.open()?;
+        ids(&request.ids)?;
+        let Properties { dimension, metric } = collection.properties;
+        let vectors = validate::vectors("vectors", request.vectors, dimension, metric == Metric::Cosine)?;
+        if vectors.len() != request.ids.len() * dimension {
+            let (rows, ids) = (vectors.len() / dimension, request.ids.len());
+            return Err(Error::invalid(
+                "vectors.shape",
+                format!("has {rows} rows for {ids} ids"),
+            ));
+        }
+        payloads(&request.payloads, request.ids.len())?;
+        let total = request.ids.len() as u64;
+        let inserted = collection
+            .upsert(Points {
+                ids: request.ids,
+                vectors,
+                payloads: request.payloads,
+            })
+            .await?;
+        Ok(v1::UpsertVectorsResponse {
+            inserted,
+            replaced: total - inserted,
+        })
+    }
+
+    async fn search(
+        &self,
+        tenant: &str,
+        request: v1::SearchVectorsRequest,
+    ) -> Result<v1::SearchVectorsResponse, Error> {
+        let handle = self.collections()?.get(tenant, &request.collection)?;
+        let collection = handle.open()?;
+        if !(1..=MAX_K).contains(&request.k) {
+            return Err(Error::invalid(
+                "k",
+                format!("is {}; it must be 1 to {MAX_K}", request.k),
+            ));
+        }
+        let Properties { dimension, metric } = collection.properties;
+        let queries = validate::vectors("queries", request.queries, dimension, metric == Metric::Cosine)?;
+        let count = queries.len() / dimension;
+        validate::count("queries", count, MAX_QUERIES)?;
+        if count * request.k as usize > MAX_FOUND {
+            let problem = format!("times {count} queries is more than {MAX_FOUND} points; ask for fewer at once");
+            return Err(Error::invalid("k", problem));
+        }
+        let started = Instant::now();
+        let found = collection
+            .search(queries, request.k as usize, request.with_payload)
+            .await?;
+        let usage = v1::Usage {
+            batches: 1,
+            compute_time: prost_types::Duration::try_from(started.elapsed()).ok(),
+            device: device_id(&self.engine).to_owned(),
+            ..v1::Usage::default()
+        };
+        Ok(v1::SearchVectorsResponse {
+            hits: found.into_iter().map(hits).collect(),
+            usage: Some(usage),
+        })
+    }
+
+    async fn delete(
+        &self,
+        tenant: &str,
+        request: v1::DeleteVectorsRequest,
+    ) -> Result<v1::DeleteVectorsResponse, Error> {
+        let handle = self.collections()?.get(tenant, &request.collection)?;
+        validate::count("ids", request.ids.len(), MAX_POINTS)?;
+        Ok(v1::DeleteVectorsResponse {
+            deleted: handle.open()?.remove(request.ids).await?,
+        })
+    }
+
+    async fn statistics(&self, tenant: &str, collection: &str) -> Result<v1::GetCollectionStatisticsResponse, Error> {
+        let handle = self.collections()?.get(tenant, collection)?;
+        let found = handle.open()?;
+        let numbers = found.statistics().await?;
+        Ok(v1::GetCollectionStatisticsResponse {
+            collection: Some(describe(collection, found.properties)),
+            points: numbers.points,
+            device_bytes: numbers.device_bytes,
+            disk_bytes: numbers.disk_bytes,
+            queries: numbers.queries,
+            device: device_id(&self.engine).to_owned(),
+        })
+    }
+}
+
+fn describe(name: &str, properties: Properties) -> v1::Collection {
+    let metric = match properties.metric {
+        Metric::Cosine => v1::Metric::Cosine,
+        Metric::Dot => v1::Metric::Dot,
+        Metric::L2 => v1::Metric::L2,
+    };
+    let dimension = u32::try_from(properties.dimension).unwrap_or(u32::MAX);
+    v1::Collection {
+        name: name.to_owned(),
+        dimension,
+        metric: metric.into(),
+    }
+}
+
+fn hits(found: Found) -> v1::SearchHits {
+    let point = |(hit, payload): (crate::index::view::Hit, String)| v1::ScoredPoint {
+        id: hit.id.to_string(),
+        score: hit.score,
+        payload,
+    };
+    v1::SearchHits {
+        points: found.into_iter().map(point).collect(),
+    }
+}
+
+/// A collection's name becomes a file's name: the rule keeps it inside its folder.
+fn name(field: &str, name: &str) -> Result<(), Error> {
+    let fine = name.len() <= 127
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+    if fine {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        field,
+        "must be 1 to 127 of the characters A-Z a-z 0-9 . _ -, the first one a letter or a digit",
+    ))
+}
+
+fn ids(ids: &[String]) -> Result<(), Error> {
+    validate::count("ids", ids.len(), MAX_POINTS)?;
+    let mut seen = HashSet::with_capacity(ids.len());
+    for (index, id) in ids.iter().enumerate() {
+        let problem = if id.is_empty() || id.len() > MAX_ID_BYTES {
+            format!("has {} bytes; an id has 1 to {MAX_ID_BYTES}", id.len())
+        } else if id.chars().any(char::is_control) {
+            "has a control character; an id is printable text".to_owned()
+        } else if !seen.insert(id) {
+            "is in this call twice; send each id once".to_owned()
+        } else {
+            continue;
+        };
+        return Err(Error::invalid(format!("ids[{index}]"), problem));
+    }
+    Ok(())
+}
+
+fn payloads(payloads: &[String], ids: usize) -> Result<(), Error> {
+    if !payloads.is_empty() && payloads.len() != ids {
+        return Err(Error::invalid(
+            "payloads",
+            format!("has {} entries for {ids} ids; send one per id, or none", payloads.len()),
+        ));
+    }
+    for (index, payload) in payloads.iter().enumerate().filter(|(_, payload)| !payload.is_empty()) {
+        let field = || format!("payloads[{index}]");
+        if payload.len() > MAX_PAYLOAD_BYTES {
+            return Err(Error::invalid(
+                field(),
+                format!("has {} bytes; at most {MAX_PAYLOAD_BYTES} are taken", payload.len()),
+            ));
+        }
+        if let Err(error) = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(payload) {
+            // serde would quote the payload, which is nobody's business in a log.
+            let (line, column) = (error.line(), error.column());
+            return Err(Error::invalid(
+                field(),
+                format!("is not a JSON object (line {line}, column {column})"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[tonic::async_trait]
+impl VectorService for Vectors {
+    async fn create_collection(
+        &self,
+        request: Request<v1::CreateCollectionRequest>,
+    ) -> Result<Response<v1::CreateCollectionResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| self.whole(|own| async move { own.create(call.tenant.as_str(), request).await });
+        call::unary(&metadata, "VectorService/CreateCollection", serve).await
+    }
+
+    async fn list_collections(
+        &self,
+        request: Request<v1::ListCollectionsRequest>,
+    ) -> Result<Response<v1::ListCollectionsResponse>, Status> {
+        call::unary(request.metadata(), "VectorService/ListCollections", |call| async move {
+            let found = self.collections()?.list(call.tenant.as_str());
+            let collections = found
+                .into_iter()
+                .map(|(name, properties)| describe(&name, properties))
+                .collect();
+            Ok(v1::ListCollectionsResponse { collections })
+        })
+        .await
+    }
+
+    async fn drop_collection(
+        &self,
+        request: Request<v1::DropCollectionRequest>,
+    ) -> Result<Response<v1::DropCollectionResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| {
+            self.whole(|own| async move {
+                let removed = own
+                    .collections()?
+                    .drop(call.tenant.as_str(), &request.collection)
+                    .await?;
+                Ok(v1::DropCollectionResponse { removed })
+            })
+        };
+        call::unary(&metadata, "VectorService/DropCollection", serve).await
+    }
+
+    async fn upsert_vectors(
+        &self,
+        request: Request<v1::UpsertVectorsRequest>,
+    ) -> Result<Response<v1::UpsertVectorsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| async move { self.upsert(call.tenant.as_str(), request).await };
+        call::unary(&metadata, "VectorService/UpsertVectors", serve).await
+    }
+
+    async fn delete_vectors(
+        &self,
+        request: Request<v1::DeleteVectorsRequest>,
+    ) -> Result<Response<v1::DeleteVectorsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| async move { self.delete(call.tenant.as_str(), request).await };
+        call::unary(&metadata, "VectorService/DeleteVectors", serve).await
+    }
+
+    async fn search_vectors(
+        &self,
+        request: Request<v1::SearchVectorsRequest>,
+    ) -> Result<Response<v1::SearchVectorsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| async move { self.search(call.tenant.as_str(), request).await };
+        call::unary(&metadata, "VectorService/SearchVectors", serve).await
+    }
+
+    async fn get_collection_statistics(
+        &self,
+        request: Request<v1::GetCollectionStatisticsRequest>,
+    ) -> Result<Response<v1::GetCollectionStatisticsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| async move { self.statistics(call.tenant.as_str(), &request.collection).await };
+        call::unary(&metadata, "VectorService/GetCollectionStatistics", serve).await
+    }
+}

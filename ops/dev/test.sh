@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Runs the Rust tests, then the Python tests; `--slow` adds the slow ones. Ends with both runners' closing lines.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+# shellcheck source=ops/dev/environment.sh
+. ops/dev/environment.sh
+select=(-m "not slow")
+[ "${1:-}" != "--slow" ] || select=() MEDKG_TEST_LIMIT="${MEDKG_TEST_LIMIT:-4h}"
+mkdir -p build
+status=0
+
+# Release, so that dependencies are compiled once for tests, server and wheel; overflow checks are on there too.
+if cargo nextest --version >/dev/null 2>&1; then
+    cargo nextest run --release --locked --workspace --profile medkg 2>&1 | tee build/rust.log || status=1
+    cp target/nextest/medkg/junit.xml build/junit-rust.xml # nextest keeps its reports in the workspace
+else
+    echo "test: cargo-nextest is not installed; cargo test runs the same tests"
+    cargo test --release --locked --workspace --lib --bins --tests 2>&1 | tee build/rust.log || status=1
+fi
+
+# Each test has a time limit of its own; this one is for a runner that hangs.
+timeout --signal=INT --kill-after=60 "${MEDKG_TEST_LIMIT:-40m}" .venv/bin/python -m pytest -n "${MEDKG_TEST_WORKERS:-2}" --dist loadscope --junitxml build/junit-python.xml "${select[@]}" \
+    2>&1 | tee build/python.log || status=1
+
+echo
+grep -E '^ *Summary|^test result' build/rust.log | tail -n 1
+tail -n 1 build/python.log
+exit "$status"

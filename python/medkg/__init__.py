@@ -1,0 +1,152 @@
+"""GPU inference for pipelines over medical literature, without torch in the worker.
+
+``medkg.connect()`` gives clients for embeddings, reranking, vector search and the GPU of a ``gpu-server``::
+
+    import medkg
+
+    with medkg.connect(address="http://127.0.0.1:7070", tenant="demo") as services:
+        vectors = services.embedding.embed(["Aspirin inhibits platelet aggregation."]).vectors
+
+Importing this package is cheap: each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medkg.aio import (
+        AsyncEmbeddingClient,
+        AsyncGpuClient,
+        AsyncRerankingClient,
+        AsyncServices,
+        AsyncVectorClient,
+        connect_async,
+    )
+    from medkg.call_context import CallOptions, context
+    from medkg.client import EmbeddingClient, GpuClient, RerankingClient, Services, VectorClient, connect
+    from medkg.client import version as __version__
+    from medkg.config import ClientConfig, TlsConfig
+    from medkg.errors import (
+        AlreadyExistsError,
+        AuthenticationError,
+        CircuitOpenError,
+        CollectionNotFoundError,
+        ConfigError,
+        EmbeddingValidationError,
+        FailedPreconditionError,
+        GpuLostError,
+        GpuNotAvailableError,
+        GpuOutOfMemoryError,
+        MedkgError,
+        ModelNotFoundError,
+        NotFoundError,
+        PermissionDeniedError,
+        RateLimitedError,
+        RerankingValidationError,
+        ServiceError,
+        ServiceTimeoutError,
+        ServiceUnavailableError,
+        ValidationError,
+        VectorValidationError,
+    )
+    from medkg.results import (
+        CollectionInfo,
+        CollectionStatistics,
+        DeviceInfo,
+        EmbeddingResult,
+        GpuStatus,
+        Hit,
+        Lease,
+        ModelInfo,
+        RankedDocument,
+        RerankBatchResult,
+        RerankQuery,
+        RerankResult,
+        SparseEmbeddingResult,
+        TokenizerFile,
+        UpsertResult,
+        Usage,
+    )
+
+__all__ = [
+    "AlreadyExistsError",
+    "AsyncEmbeddingClient",
+    "AsyncGpuClient",
+    "AsyncRerankingClient",
+    "AsyncServices",
+    "AsyncVectorClient",
+    "AuthenticationError",
+    "CallOptions",
+    "CircuitOpenError",
+    "ClientConfig",
+    "CollectionInfo",
+    "CollectionNotFoundError",
+    "CollectionStatistics",
+    "ConfigError",
+    "DeviceInfo",
+    "EmbeddingClient",
+    "EmbeddingResult",
+    "EmbeddingValidationError",
+    "FailedPreconditionError",
+    "GpuClient",
+    "GpuLostError",
+    "GpuNotAvailableError",
+    "GpuOutOfMemoryError",
+    "GpuStatus",
+    "Hit",
+    "Lease",
+    "MedkgError",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "NotFoundError",
+    "PermissionDeniedError",
+    "RankedDocument",
+    "RateLimitedError",
+    "RerankBatchResult",
+    "RerankQuery",
+    "RerankResult",
+    "RerankingClient",
+    "RerankingValidationError",
+    "ServiceError",
+    "ServiceTimeoutError",
+    "ServiceUnavailableError",
+    "Services",
+    "SparseEmbeddingResult",
+    "TlsConfig",
+    "TokenizerFile",
+    "UpsertResult",
+    "Usage",
+    "ValidationError",
+    "VectorClient",
+    "VectorValidationError",
+    "__version__",
+    "connect",
+    "connect_async",
+    "context",
+]
+
+_HOMES = ("errors", "config", "results", "call_context", "client", "aio")
+"""Where the names of ``__all__`` live, cheapest first."""
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name when it is first used (PEP 562)."""
+    if name in _HOMES or name == "local":
+        return import_module(f"medkg.{name}")
+    if name not in __all__:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    if name == "__version__":
+        value = import_module("medkg.client").version
+    else:
+        homes = (import_module(f"medkg.{home}") for home in _HOMES)
+        value = next(getattr(home, name) for home in homes if name in home.__all__)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Names that are loaded and names that could be."""
+    return sorted({*globals(), *__all__, *_HOMES})

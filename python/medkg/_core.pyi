@@ -1,0 +1,209 @@
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, TypeAlias, final
+
+import numpy as np
+import numpy.typing as npt
+from typing_extensions import Self
+
+from medkg.config import ClientConfig
+from medkg.results import (
+    CollectionInfo,
+    CollectionStatistics,
+    DeviceInfo,
+    EmbeddingResult,
+    GpuStatus,
+    Hit,
+    Lease,
+    ModelInfo,
+    RerankBatchResult,
+    RerankQuery,
+    RerankResult,
+    SparseEmbeddingResult,
+    TokenizerFile,
+    UpsertResult,
+)
+
+__version__: str
+__all__ = [
+    "AsyncEmbedding",
+    "AsyncGpu",
+    "AsyncReranking",
+    "AsyncVector",
+    "Embedding",
+    "Gpu",
+    "Reranking",
+    "Vector",
+    "__version__",
+    "after_fork_in_child",
+    "before_exit",
+]
+
+_Call: TypeAlias = tuple[str | None, float | None, str | None, str | None, str | None]
+_Embed: TypeAlias = tuple[str | None, str | None, str | None, str | None, str | None, int | None]
+_EmbedSparse: TypeAlias = tuple[str | None, str | None, int | None]
+_Rerank: TypeAlias = tuple[str | None, str | None, float | None, int | None, str | None, str | None]
+_Progress: TypeAlias = Callable[[int, int], object]
+
+def after_fork_in_child() -> None: ...
+def before_exit() -> None: ...
+
+class Embedding:
+    def __new__(cls, config: ClientConfig) -> Self: ...
+    def embed(
+        self,
+        call: _Call,
+        texts: Sequence[str],
+        how: _Embed,
+        progress: _Progress | None,
+    ) -> EmbeddingResult: ...
+    def embed_sparse(
+        self,
+        call: _Call,
+        texts: Sequence[str],
+        how: _EmbedSparse,
+        progress: _Progress | None,
+    ) -> SparseEmbeddingResult: ...
+    def models(self, call: _Call) -> list[ModelInfo]: ...
+    def tokenizer(self, call: _Call, model: str | None) -> TokenizerFile: ...
+    def close(self) -> None: ...
+
+@final
+class AsyncEmbedding:
+    def __new__(cls, config: ClientConfig) -> Self: ...
+    def embed(
+        self,
+        call: _Call,
+        texts: Sequence[str],
+        how: _Embed,
+        progress: _Progress | None,
+    ) -> Awaitable[EmbeddingResult]: ...
+    def embed_sparse(
+        self,
+        call: _Call,
+        texts: Sequence[str],
+        how: _EmbedSparse,
+        progress: _Progress | None,
+    ) -> Awaitable[SparseEmbeddingResult]: ...
+    def models(self, call: _Call) -> Awaitable[list[ModelInfo]]: ...
+    def tokenizer(self, call: _Call, model: str | None) -> Awaitable[TokenizerFile]: ...
+    def close(self) -> None: ...
+
+class Reranking:
+    def __new__(cls, config: ClientConfig) -> Self: ...
+    def rerank(
+        self,
+        call: _Call,
+        query: str,
+        documents: Sequence[str],
+        first_stage_scores: Sequence[float] | None,
+        how: _Rerank,
+    ) -> RerankResult: ...
+    def rerank_batch(self, call: _Call, queries: Sequence[RerankQuery], how: _Rerank) -> RerankBatchResult: ...
+    def models(self, call: _Call) -> list[ModelInfo]: ...
+    def close(self) -> None: ...
+
+@final
+class AsyncReranking:
+    def __new__(cls, config: ClientConfig) -> Self: ...
+    def rerank(
+        self,
+        call: _Call,
+        query: str,
+        documents: Sequence[str],
+        first_stage_scores: Sequence[float] | None,
+        how: _Rerank,
+    ) -> Awaitable[RerankResult]: ...
+    def rerank_batch(
+        self, call: _Call, queries: Sequence[RerankQuery], how: _Rerank
+    ) -> Awaitable[RerankBatchResult]: ...
+    def models(self, call: _Call) -> Awaitable[list[ModelInfo]]: ...
+    def close(self) -> None: ...
+
+class Vector:
+    def __new__(cls, config: ClientConfig) -> Self: ...
+    def create_collection(
+        self,
+        call: _Call,
+        name: str,
+        dimension: int,
+        metric: str,
+        exist_ok: bool,
+    ) -> CollectionInfo: ...
+    def collections(self, call: _Call) -> list[CollectionInfo]: ...
+    def drop_collection(self, call: _Call, name: str) -> int: ...
+    def upsert(
+        self,
+        call: _Call,
+        name: str,
+        ids: Sequence[str],
+        vectors: npt.NDArray[np.float32],
+        payloads: Sequence[Mapping[str, Any] | None] | None,
+    ) -> UpsertResult: ...
+    def delete(self, call: _Call, name: str, ids: Sequence[str]) -> int: ...
+    def search(
+        self,
+        call: _Call,
+        name: str,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        with_payload: bool,
+    ) -> list[list[Hit]]: ...
+    def statistics(self, call: _Call, name: str) -> CollectionStatistics: ...
+    def close(self) -> None: ...
+
+@final
+class AsyncVector:
+    def __new__(cls, config: ClientConfig) -> Self: ...
+    def create_collection(
+        self,
+        call: _Call,
+        name: str,
+        dimension: int,
+        metric: str,
+        exist_ok: bool,
+    ) -> Awaitable[CollectionInfo]: ...
+    def collections(self, call: _Call) -> Awaitable[list[CollectionInfo]]: ...
+    def drop_collection(self, call: _Call, name: str) -> Awaitable[int]: ...
+    def upsert(
+        self,
+        call: _Call,
+        name: str,
+        ids: Sequence[str],
+        vectors: npt.NDArray[np.float32],
+        payloads: Sequence[Mapping[str, Any] | None] | None,
+    ) -> Awaitable[UpsertResult]: ...
+    def delete(self, call: _Call, name: str, ids: Sequence[str]) -> Awaitable[int]: ...
+    def search(
+        self,
+        call: _Call,
+        name: str,
+        queries: npt.NDArray[np.float32],
+        k: int,
+        with_payload: bool,
+    ) -> Awaitable[list[list[Hit]]]: ...
+    def statistics(self, call: _Call, name: str) -> Awaitable[CollectionStatistics]: ...
+    def close(self) -> None: ...
+
+class Gpu:
+    def __new__(cls, config: ClientConfig) -> Self: ...
+    def status(self, call: _Call) -> GpuStatus: ...
+    def devices(self, call: _Call) -> list[DeviceInfo]: ...
+    def allocate(self, call: _Call, memory_bytes: int, device: str | None, ttl: float | None, owner: str) -> Lease: ...
+    def release(self, call: _Call, lease_id: str) -> int: ...
+    def close(self) -> None: ...
+
+@final
+class AsyncGpu:
+    def __new__(cls, config: ClientConfig) -> Self: ...
+    def status(self, call: _Call) -> Awaitable[GpuStatus]: ...
+    def devices(self, call: _Call) -> Awaitable[list[DeviceInfo]]: ...
+    def allocate(
+        self,
+        call: _Call,
+        memory_bytes: int,
+        device: str | None,
+        ttl: float | None,
+        owner: str,
+    ) -> Awaitable[Lease]: ...
+    def release(self, call: _Call, lease_id: str) -> Awaitable[int]: ...
+    def close(self) -> None: ...

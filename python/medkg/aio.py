@@ -1,0 +1,326 @@
+"""The awaitable twins of the clients in :mod:`medkg.client`: same methods, same arguments, same answers.
+
+Cancelling the task that awaits a call cancels the call on the wire too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from medkg.call_context import resolve
+from medkg.client import Client, NativeT, configure, native
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Literal, TypeAlias
+
+    import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Self, Unpack
+
+    from medkg.call_context import CallOptions
+    from medkg.config import ClientConfig
+    from medkg.results import (
+        CollectionInfo,
+        CollectionStatistics,
+        DeviceInfo,
+        EmbeddingResult,
+        GpuStatus,
+        Hit,
+        Lease,
+        ModelInfo,
+        RerankBatchResult,
+        RerankQuery,
+        RerankResult,
+        SparseEmbeddingResult,
+        TokenizerFile,
+        UpsertResult,
+    )
+
+    Progress: TypeAlias = Callable[[int, int], object]
+
+__all__ = [
+    "AsyncEmbeddingClient",
+    "AsyncGpuClient",
+    "AsyncRerankingClient",
+    "AsyncServices",
+    "AsyncVectorClient",
+    "connect_async",
+]
+
+T = TypeVar("T")
+
+
+class AsyncClient(Client[NativeT]):
+    """What every awaitable client has."""
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Close."""
+        self.close()
+
+
+async def _reporting(progress: Progress | None, start: Callable[[Progress | None], Awaitable[T]]) -> T:
+    """What ``start(report)`` gives; what ``progress`` raises when it is reported to cancels it and is raised."""
+    if progress is None:
+        return await start(None)
+    raised: list[BaseException] = []
+
+    def report(done: int, total: int) -> None:
+        if answer.done():
+            return
+        try:
+            progress(done, total)
+        except BaseException as error:  # noqa: BLE001 - whatever it is, it belongs to the awaiting task
+            raised.append(error)
+            answer.cancel()
+
+    answer = asyncio.ensure_future(start(report))
+    try:
+        return await answer
+    except asyncio.CancelledError:
+        if raised:
+            raise raised[0] from None
+        raise
+
+
+class AsyncEmbeddingClient(AsyncClient[native.AsyncEmbedding]):
+    """Texts to vectors."""
+
+    __slots__ = ()
+
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+        """As :class:`medkg.EmbeddingClient`."""
+        super().__init__(configure(config, fields), native.AsyncEmbedding)
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str | None = None,
+        dtype: Literal["float32", "float16", "bfloat16", "int8", "binary"] | None = None,
+        prompt_name: str | None = None,
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        truncation: Literal["right", "left", "refuse"] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        **call: Unpack[CallOptions],
+    ) -> EmbeddingResult:
+        """As :meth:`medkg.EmbeddingClient.embed`; ``progress`` is called from the event loop."""
+        how = (model, dtype, truncation, prompt_name, instruction, dimensions)
+        return await _reporting(progress, lambda report: self._native.embed(resolve(**call), texts, how, report))
+
+    async def embed_sparse(
+        self,
+        texts: Sequence[str],
+        *,
+        model: str | None = None,
+        max_terms: int | None = None,
+        truncation: Literal["right", "left", "refuse"] | None = None,
+        progress: Callable[[int, int], object] | None = None,
+        **call: Unpack[CallOptions],
+    ) -> SparseEmbeddingResult:
+        """As :meth:`medkg.EmbeddingClient.embed_sparse`; ``progress`` is called from the event loop."""
+        how = (model, truncation, max_terms)
+        return await _reporting(progress, lambda report: self._native.embed_sparse(resolve(**call), texts, how, report))
+
+    async def models(self, **call: Unpack[CallOptions]) -> list[ModelInfo]:
+        """As :meth:`medkg.EmbeddingClient.models`."""
+        return await self._native.models(resolve(**call))
+
+    async def tokenizer(self, model: str | None = None, **call: Unpack[CallOptions]) -> TokenizerFile:
+        """As :meth:`medkg.EmbeddingClient.tokenizer`."""
+        return await self._native.tokenizer(resolve(**call), model)
+
+
+class AsyncRerankingClient(AsyncClient[native.AsyncReranking]):
+    """Query-document pairs to relevance scores."""
+
+    __slots__ = ()
+
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+        """As :class:`medkg.EmbeddingClient`."""
+        super().__init__(configure(config, fields), native.AsyncReranking)
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        first_stage_scores: Sequence[float] | None = None,
+        fusion: Literal["none", "standardized_sum"] | None = None,
+        fusion_weight: float | None = None,
+        top_n: int | None = None,
+        model: str | None = None,
+        truncation: Literal["right", "refuse"] | None = None,
+        instruction: str | None = None,
+        **call: Unpack[CallOptions],
+    ) -> RerankResult:
+        """As :meth:`medkg.RerankingClient.rerank`."""
+        how = (model, fusion, fusion_weight, top_n, truncation, instruction)
+        return await self._native.rerank(resolve(**call), query, documents, first_stage_scores, how)
+
+    async def rerank_batch(
+        self,
+        queries: Sequence[RerankQuery],
+        *,
+        fusion: Literal["none", "standardized_sum"] | None = None,
+        fusion_weight: float | None = None,
+        top_n: int | None = None,
+        model: str | None = None,
+        truncation: Literal["right", "refuse"] | None = None,
+        instruction: str | None = None,
+        **call: Unpack[CallOptions],
+    ) -> RerankBatchResult:
+        """As :meth:`medkg.RerankingClient.rerank_batch`."""
+        how = (model, fusion, fusion_weight, top_n, truncation, instruction)
+        return await self._native.rerank_batch(resolve(**call), queries, how)
+
+    async def models(self, **call: Unpack[CallOptions]) -> list[ModelInfo]:
+        """As :meth:`medkg.RerankingClient.models`."""
+        return await self._native.models(resolve(**call))
+
+
+class AsyncVectorClient(AsyncClient[native.AsyncVector]):
+    """Named collections of vectors and exact search over them."""
+
+    __slots__ = ()
+
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+        """As :class:`medkg.EmbeddingClient`."""
+        super().__init__(configure(config, fields), native.AsyncVector)
+
+    async def create_collection(
+        self,
+        name: str,
+        dimension: int,
+        metric: Literal["cosine", "dot", "l2"] = "cosine",
+        *,
+        exist_ok: bool = False,
+        **call: Unpack[CallOptions],
+    ) -> CollectionInfo:
+        """As :meth:`medkg.VectorClient.create_collection`."""
+        return await self._native.create_collection(resolve(**call), name, dimension, metric, exist_ok)
+
+    async def collections(self, **call: Unpack[CallOptions]) -> list[CollectionInfo]:
+        """As :meth:`medkg.VectorClient.collections`."""
+        return await self._native.collections(resolve(**call))
+
+    async def drop_collection(self, name: str, **call: Unpack[CallOptions]) -> int:
+        """As :meth:`medkg.VectorClient.drop_collection`."""
+        return await self._native.drop_collection(resolve(**call), name)
+
+    async def upsert(
+        self,
+        name: str,
+        ids: Sequence[str],
+        vectors: npt.NDArray[np.float32],
+        payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        **call: Unpack[CallOptions],
+    ) -> UpsertResult:
+        """As :meth:`medkg.VectorClient.upsert`."""
+        return await self._native.upsert(resolve(**call), name, ids, vectors, payloads)
+
+    async def delete(self, name: str, ids: Sequence[str], **call: Unpack[CallOptions]) -> int:
+        """As :meth:`medkg.VectorClient.delete`."""
+        return await self._native.delete(resolve(**call), name, ids)
+
+    async def search(
+        self,
+        name: str,
+        queries: npt.NDArray[np.float32],
+        k: int = 10,
+        *,
+        with_payload: bool = True,
+        **call: Unpack[CallOptions],
+    ) -> list[list[Hit]]:
+        """As :meth:`medkg.VectorClient.search`."""
+        return await self._native.search(resolve(**call), name, queries, k, with_payload)
+
+    async def statistics(self, name: str, **call: Unpack[CallOptions]) -> CollectionStatistics:
+        """As :meth:`medkg.VectorClient.statistics`."""
+        return await self._native.statistics(resolve(**call), name)
+
+
+class AsyncGpuClient(AsyncClient[native.AsyncGpu]):
+    """What a server computes on, and memory set aside on it."""
+
+    __slots__ = ()
+
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+        """As :class:`medkg.EmbeddingClient`."""
+        super().__init__(configure(config, fields), native.AsyncGpu)
+
+    async def status(self, **call: Unpack[CallOptions]) -> GpuStatus:
+        """As :meth:`medkg.GpuClient.status`."""
+        return await self._native.status(resolve(**call))
+
+    async def devices(self, **call: Unpack[CallOptions]) -> list[DeviceInfo]:
+        """As :meth:`medkg.GpuClient.devices`."""
+        return await self._native.devices(resolve(**call))
+
+    async def allocate(
+        self,
+        memory_bytes: int,
+        device: str | None = None,
+        ttl: float | None = None,
+        owner: str = "",
+        **call: Unpack[CallOptions],
+    ) -> Lease:
+        """As :meth:`medkg.GpuClient.allocate`."""
+        return await self._native.allocate(resolve(**call), memory_bytes, device, ttl, owner)
+
+    async def release(self, lease_id: str, **call: Unpack[CallOptions]) -> int:
+        """As :meth:`medkg.GpuClient.release`."""
+        return await self._native.release(resolve(**call), lease_id)
+
+
+class AsyncServices:
+    """The awaitable clients of one configuration."""
+
+    __slots__ = ("config", "embedding", "gpu", "reranking", "vector")
+
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+        """As :class:`medkg.EmbeddingClient`."""
+        self.config = configure(config, fields)
+        self.embedding = AsyncEmbeddingClient(self.config)
+        self.reranking = AsyncRerankingClient(self.config)
+        self.vector = AsyncVectorClient(self.config)
+        self.gpu = AsyncGpuClient(self.config)
+
+    def close(self) -> None:
+        """Let the connections go; further calls raise."""
+        for client in (self.embedding, self.reranking, self.vector, self.gpu):
+            client.close()
+
+    async def __aenter__(self) -> Self:
+        """Close at the end of the block."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def __reduce__(self) -> tuple[type[Self], tuple[ClientConfig]]:
+        """Travel as the configuration."""
+        return type(self), (self.config,)
+
+    def __repr__(self) -> str:
+        """Show the configuration."""
+        return f"{type(self).__name__}({self.config!r})"
+
+
+def connect_async(config: ClientConfig | None = None, /, **fields: Any) -> AsyncServices:
+    """As :func:`medkg.connect`, with awaitable clients."""
+    return AsyncServices(config, **fields)

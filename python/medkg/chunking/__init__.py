@@ -1,0 +1,73 @@
+"""Documents in, chunks out: Docling's chunkers counted by the embedding model's own tokenizer.
+
+What it is: `load_document` turns a Docling JSON, Markdown, HTML, DOCX or JATS file into a
+`SourceDocument`, `Chunker` cuts that into `Chunk` objects none of which is longer than the model takes, and
+`chunk_documents` does both for many files so that a bad file fails alone.
+
+Why this way: counting with the model's own tokenizer is the only count that agrees with the server, and the
+`tokenizers` package gives it without transformers. Docling's format backends are used directly, because its
+`DocumentConverter` imports torch.
+
+What it refuses to do: import torch or transformers, reach the network (but for a docling-serve address the caller
+gives), truncate, or drop text silently.
+
+Importing this package is cheap; Docling itself is imported at the first use of what needs it. The packages come with
+`pip install medkg[chunking]`; without them that first use raises `MissingExtraError`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from medkg.chunking.chunk import BoundingBox, Chunk
+from medkg.chunking.errors import DoclingServeUnavailableError, DocumentError, MissingExtraError
+from medkg.chunking.report import ChunkedDocument, ChunkingReport, DocumentFailure
+
+if TYPE_CHECKING:
+    from medkg.chunking.chunker import Chunker
+    from medkg.chunking.loading import SourceDocument, discover, load_document
+    from medkg.chunking.pipeline import chunk_documents
+    from medkg.chunking.tokenizer import ModelTokenizer
+
+__all__ = [
+    "BoundingBox",
+    "Chunk",
+    "ChunkedDocument",
+    "Chunker",
+    "ChunkingReport",
+    "DoclingServeUnavailableError",
+    "DocumentError",
+    "DocumentFailure",
+    "MissingExtraError",
+    "ModelTokenizer",
+    "SourceDocument",
+    "chunk_documents",
+    "discover",
+    "load_document",
+]
+
+_LAZY = {
+    "Chunker": "medkg.chunking.chunker",
+    "ModelTokenizer": "medkg.chunking.tokenizer",
+    "SourceDocument": "medkg.chunking.loading",
+    "chunk_documents": "medkg.chunking.pipeline",
+    "discover": "medkg.chunking.loading",
+    "load_document": "medkg.chunking.loading",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the part that needs Docling when its first name is asked for."""
+    module = _LAZY.get(name)
+    if module is None:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    value: object = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Name the lazy parts too."""
+    return sorted(__all__)

@@ -1,0 +1,83 @@
+"""How a client behaves.
+
+``None`` means the default, and the defaults live in the Rust client only. Nothing is checked here: making a client does
+that, and lists every problem at once. The classes are frozen and can be pickled, so a configuration can travel to other
+processes, which is how clients travel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+__all__ = ["ClientConfig", "TlsConfig"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig:
+    """TLS files, in PEM. They are read when a process first needs them.
+
+    Attributes:
+        ca_file: Authorities that servers are checked against. Required.
+        cert_file: This client's certificate chain, where servers ask for one.
+        key_file: Its private key.
+        server_name: The name that the server's certificate must have, where it is not the host of the address.
+    """
+
+    ca_file: str | PathLike[str] | None = None
+    cert_file: str | PathLike[str] | None = None
+    key_file: str | PathLike[str] | None = None
+    server_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientConfig:
+    """How a client behaves; every field is optional.
+
+    Attributes:
+        address: ``http://HOST:PORT`` (plaintext) or ``https://HOST:PORT`` (TLS 1.3).
+        addresses: Several servers, instead of ``address``: interchangeable for embedding and reranking. Vector search
+            and the GPU service use the first one only, because each server holds its own collections and leases.
+        embedding_addresses: Addresses for the embedding service only, instead of ``addresses``.
+        reranking_addresses: As ``embedding_addresses``, for reranking.
+        vector_addresses: The one address of the server that holds the collections.
+        gpu_addresses: The one address of the server whose GPU is meant.
+        tenant: Tenant of calls that name none.
+        timeout: Seconds that one request may take, retries included. A call whose input is split into several requests
+            grants it to each; ``timeout=`` given to a call bounds the whole call instead.
+        connect_timeout: Seconds that making a connection may take, TLS included.
+        max_attempts: Most attempts for one request; 1 turns every retry off.
+        backoff_initial: Seconds of the shortest wait between attempts.
+        backoff_max: Seconds of the longest.
+        retry_budget: Retries per call, over all calls, beyond a small reserve; 0 turns every counted retry off.
+        breaker_failures: Failures of the network in a row after which nothing is sent to an address for a while.
+        breaker_cooldown: Seconds of the first such while; each further one is twice as long, up to eight times.
+        max_batch_texts: Most texts, or query-document pairs, in one request; more are split.
+        max_batch_bytes: Most bytes of texts or vectors in one request; more are split.
+        max_concurrent_batches: Most requests of one call that are out at once.
+        tls: Authorities and identity for ``https`` addresses.
+    """
+
+    address: str | None = None
+    addresses: Sequence[str] | None = None
+    embedding_addresses: Sequence[str] | None = None
+    reranking_addresses: Sequence[str] | None = None
+    vector_addresses: Sequence[str] | None = None
+    gpu_addresses: Sequence[str] | None = None
+    tenant: str | None = None
+    timeout: float | None = None
+    connect_timeout: float | None = None
+    max_attempts: int | None = None
+    backoff_initial: float | None = None
+    backoff_max: float | None = None
+    retry_budget: float | None = None
+    breaker_failures: int | None = None
+    breaker_cooldown: float | None = None
+    max_batch_texts: int | None = None
+    max_batch_bytes: int | None = None
+    max_concurrent_batches: int | None = None
+    tls: TlsConfig | None = None

@@ -1,0 +1,53 @@
+"""medkg in a Dagster project: a resource, the assets of the pipeline, and an executor that fails fast on GPU loss.
+
+This is the only part of medkg that imports dagster; it comes with `pip install 'medkg[dagster]'`.
+"""
+
+try:
+    import dagster as _dagster  # noqa: F401
+except ModuleNotFoundError as _missing:
+    if _missing.name != "dagster":
+        raise
+    _msg = "medkg.dagster needs dagster, which is not installed: pip install 'medkg[dagster]'"
+    raise ModuleNotFoundError(_msg, name="dagster") from _missing
+
+from medkg.dagster.assets import AnswersConfig, DocumentsConfig, medkg_assets
+from medkg.dagster.executor import GpuRunFailure, forkserver_executor, gpu_fail_fast
+from medkg.dagster.failures import FAILURE_CLASS_KEY, FailureClass, step_failures
+from medkg.dagster.outputs import Answer, ChunkSet, DocumentSet, EmbeddingSet, IndexSummary, Passage, SetAside
+from medkg.dagster.pipeline import medkg_definitions
+from medkg.dagster.resource import BreakerConfig, GpuServicesResource, RetryConfig, RunServices, TlsConfig
+from medkg.dagster.tenant import TENANT_TAG, TenantError, resolve_tenant
+from medkg.dagster.trace import EXTERNAL_TRACE_TAG, TRACEPARENT_TAG, resolve_trace, trace_id_of_run
+
+__all__ = [
+    "EXTERNAL_TRACE_TAG",
+    "FAILURE_CLASS_KEY",
+    "TENANT_TAG",
+    "TRACEPARENT_TAG",
+    "Answer",
+    "AnswersConfig",
+    "BreakerConfig",
+    "ChunkSet",
+    "DocumentSet",
+    "DocumentsConfig",
+    "EmbeddingSet",
+    "FailureClass",
+    "GpuRunFailure",
+    "GpuServicesResource",
+    "IndexSummary",
+    "Passage",
+    "RetryConfig",
+    "RunServices",
+    "SetAside",
+    "TenantError",
+    "TlsConfig",
+    "forkserver_executor",
+    "gpu_fail_fast",
+    "medkg_assets",
+    "medkg_definitions",
+    "resolve_tenant",
+    "resolve_trace",
+    "step_failures",
+    "trace_id_of_run",
+]

@@ -1,0 +1,146 @@
+"""What the assets hand to each other; plain data, pickled by Dagster's default I/O manager."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from medkg.chunking import Chunk, SourceDocument
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A document that failed in one stage. Its siblings went on."""
+
+    document: str
+    """Path or id of the document."""
+    reason: str
+    """What was wrong with it, and where."""
+
+
+@dataclass(frozen=True)
+class DocumentSet:
+    """Output of `documents`."""
+
+    tenant: str
+    """Whose they are."""
+    documents: Sequence[SourceDocument]
+    """The documents that could be read, in the order of their paths."""
+    set_aside: Sequence[SetAside]
+    """The ones that could not."""
+
+
+@dataclass(frozen=True)
+class ChunkSet:
+    """Output of `chunks`."""
+
+    tenant: str
+    """Whose they are."""
+    chunks: Sequence[Chunk]
+    """Chunks of all documents; those of one document stand together, in reading order."""
+    model: str
+    """Embedding model whose tokenizer counted."""
+    max_tokens: int
+    """Longest chunk allowed, in tokens of that model, special tokens included."""
+    set_aside: Sequence[SetAside]
+    """Documents that could not be chunked."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the chunks' ids, in hexadecimal; each id has the digest of what is embedded."""
+        return sha256("\n".join(chunk.chunk_id for chunk in self.chunks).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class EmbeddingSet:
+    """Output of `embeddings`."""
+
+    tenant: str
+    """Whose they are."""
+    chunk_ids: Sequence[str]
+    """Id of the chunk of each row."""
+    vectors: npt.NDArray[np.float32]
+    """Shape (chunks, dimension), float32."""
+    model: str
+    """Model that made them."""
+    model_digest: str
+    """SHA-256 of its weights, in hexadecimal."""
+    set_aside: Sequence[SetAside]
+    """Documents with a chunk that the server refused; none of their chunks is here."""
+    chunks_digest: str = ""
+    """`ChunkSet.digest` of the chunks they were made from."""
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """Output of `vector_index`: what is in the collection now."""
+
+    tenant: str
+    """Whose it is."""
+    collection: str
+    """Its name."""
+    model: str
+    """Embedding model of its vectors; a question has to be embedded by the same."""
+    dimension: int
+    """Elements of a vector."""
+    metric: str
+    """`cosine`, `dot` or `l2`."""
+    points: int
+    """Points in it, those of earlier runs included."""
+    inserted: int
+    """Points this run added."""
+    replaced: int
+    """Points this run wrote again."""
+    removed: int
+    """Points of these documents' earlier, longer versions, taken out."""
+    device: str
+    """Device that searches it."""
+    model_digest: str = ""
+    """SHA-256 of that model's weights, in hexadecimal."""
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A chunk that answers a question, and where it was found."""
+
+    rank: int
+    """1 is best."""
+    score: float
+    """What it was ordered by: the reranker's score, or that and the similarity together; larger is better."""
+    relevance: float
+    """The reranker's own score of the passage for the question, a logit; larger is better."""
+    similarity: float
+    """Similarity of its vector to the question's."""
+    retrieved_rank: int
+    """Its rank by that similarity alone; 1 is best."""
+    chunk_id: str
+    """The chunk."""
+    document_id: str
+    """The document."""
+    document_title: str
+    """The document's title."""
+    source: str
+    """File the document was read from."""
+    headings: Sequence[str]
+    """Headings above the chunk, outermost first."""
+    page: int | None
+    """Page it starts on, from 1; None in formats without pages."""
+    text: str
+    """The chunk's text."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A question and its passages. An element of `reranked_answers`."""
+
+    question: str
+    """As asked."""
+    passages: Sequence[Passage]
+    """Best first; empty if the collection is."""

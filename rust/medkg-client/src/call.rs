@@ -1,0 +1,412 @@
+//! The attempt loop: what every call of every service goes through.
+//!
+//! A call gets its identity (tenant, trace, request id) once and carries it on every attempt. Each request of the call
+//! has one deadline; every attempt is given what is left of it, as `grpc-timeout` and as a timer here, because tonic's
+//! own timer stops at the response's headers. What happens after a failure is decided by [`crate::policy`]; this module
+//! only carries it out.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use medkg_telemetry::names::{ERROR_DOMAIN, Reason};
+use medkg_telemetry::tenant::{RequestId, TenantError, TenantId};
+use medkg_telemetry::trace_context::TraceContext;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Status};
+use tonic_types::StatusExt as _;
+
+use crate::config::{ClientConfig, ConfigError};
+use crate::connection::{AttemptError, explain};
+use crate::endpoint::{AllOpen, Endpoint, Endpoints, Pool};
+use crate::error::{ClientError, FieldViolation};
+use crate::policy::backoff::Delays;
+use crate::policy::breaker::{BreakerState, Outcome};
+use crate::policy::budget::RetryBudget;
+use crate::policy::classify::{ErrorKind, Failed, Service, classify};
+use crate::policy::deadline::Deadline;
+use crate::policy::retry::{Decision, Situation, Stop, decide};
+
+/// What a caller can say about one call. None means the client's configuration, or a fresh random value.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct CallOptions {
+    /// For whom the call is made.
+    pub tenant: Option<String>,
+    /// How long the whole call may take, also if its input is split into several requests. Without it, each request
+    /// has the configured timeout.
+    pub timeout: Option<Duration>,
+    /// W3C `traceparent` of the caller's span.
+    pub traceparent: Option<String>,
+    /// W3C `tracestate` that belongs to it.
+    pub tracestate: Option<String>,
+    /// Names the call in logs.
+    pub request_id: Option<String>,
+}
+
+/// A method of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Method {
+    pub(crate) name: &'static str,
+    /// True if doing its work twice is the same as doing it once.
+    pub(crate) idempotent: bool,
+}
+
+/// A call that may make requests.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) method: Method,
+    pub(crate) tenant: TenantId,
+    pub(crate) trace: TraceContext,
+    pub(crate) request_id: RequestId,
+    whole: Option<Deadline>,
+    each: Duration,
+}
+
+impl Call {
+    fn deadline(&self, now: Instant) -> Deadline {
+        let each = Deadline::after(now, self.each);
+        self.whole.map_or(each, |whole| whole.min(each))
+    }
+
+    fn request<M>(&self, message: M, remaining: Duration) -> Request<M> {
+        let mut request = Request::new(message);
+        let metadata = request.metadata_mut();
+        self.tenant.inject(metadata);
+        self.trace.inject(metadata);
+        self.request_id.inject(metadata);
+        request.set_timeout(remaining);
+        request
+    }
+
+    /// Says in an error which call it was.
+    pub(crate) fn sign(&self, error: ClientError) -> ClientError {
+        error.with(|failure| {
+            self.tenant.as_str().clone_into(&mut failure.tenant);
+            self.request_id.as_str().clone_into(&mut failure.request_id);
+            failure.trace_id = self.trace.trace_id_hex();
+        })
+    }
+}
+
+/// A request that succeeded.
+#[derive(Debug)]
+pub(crate) struct Answer<T> {
+    pub(crate) message: T,
+    pub(crate) retries: u32,
+}
+
+/// Makes the requests of one service.
+#[derive(Debug)]
+pub(crate) struct Caller {
+    pub(crate) service: Service,
+    pub(crate) config: Arc<ClientConfig>,
+    pool: Pool,
+    budget: Arc<RetryBudget>,
+}
+
+/// The time, also where tests have paused it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Caller {
+    pub(crate) fn new(
+        service: Service,
+        config: Arc<ClientConfig>,
+        budget: Arc<RetryBudget>,
+        endpoints: &Endpoints,
+    ) -> Result<Self, ConfigError> {
+        let addresses = config.addresses(service).iter();
+        let pool = addresses
+            .map(|address| endpoints.get(address, &config.endpoint))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            service,
+            config,
+            pool: Pool::new(pool),
+            budget,
+        })
+    }
+
+    /// True if requests side by side would be refused, because every endpoint waits for a probe.
+    pub(crate) fn needs_probe(&self) -> bool {
+        self.pool.none_is_closed(now())
+    }
+
+    /// Gives a call its identity, or says what is wrong with it before anything is sent.
+    pub(crate) fn begin(&self, method: Method, options: &CallOptions) -> Result<Call, ClientError> {
+        let invalid = |field: &str, description: &dyn std::fmt::Display| {
+            ClientError::invalid(self.service, method.name, field, &description.to_string())
+        };
+        let tenant = match &options.tenant {
+            Some(text) => TenantId::try_new(text),
+            None => self.config.tenant.clone().ok_or(TenantError::Missing),
+        };
+        let tenant = tenant.map_err(|error| {
+            invalid("tenant", &error).with(|failure| error.reason().as_str().clone_into(&mut failure.reason))
+        })?;
+        let trace = match (&options.traceparent, &options.tracestate) {
+            (Some(parent), state) => TraceContext::parse(parent, state.as_deref()),
+            // Without a parent a state belongs to nothing (W3C: it is ignored).
+            (None, _) => Ok(TraceContext::random()),
+        };
+        let trace = trace.map_err(|error| invalid("traceparent", &error))?;
+        let request_id = options
+            .request_id
+            .as_deref()
+            .map_or_else(|| Ok(RequestId::random()), RequestId::try_new);
+        let request_id = request_id.map_err(|error| invalid("request_id", &error))?;
+        if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(invalid("timeout", &"is 0; give seconds, more than 0"));
+        }
+        Ok(Call {
+            method,
+            tenant,
+            trace,
+            request_id,
+            whole: options.timeout.map(|timeout| Deadline::after(now(), timeout)),
+            each: options.timeout.unwrap_or(self.config.timeout),
+        })
+    }
+
+    /// Makes one request, as often as it takes and the policies allow. `make` builds the message for each attempt.
+    pub(crate) async fn request<M, T, F>(
+        &self,
+        call: &Call,
+        make: impl Fn() -> M,
+        send: impl Fn(Channel, Request<M>) -> F,
+    ) -> Result<Answer<T>, ClientError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let mut random = fastrand::Rng::new();
+        let mut progress = Progress {
+            deadline: call.deadline(now()),
+            delays: self.config.backoff.delays(),
+            tried: Vec::new(),
+            attempts: 0,
+            paced: 0,
+        };
+        self.budget.deposit(now());
+        loop {
+            let Some(remaining) = progress.deadline.remaining(now()) else {
+                return Err(call.sign(self.too_late(call, progress.attempts)));
+            };
+            let admitted = match self.pool.pick(&progress.tried, now()) {
+                Ok(admitted) => admitted,
+                Err(all_open) => return Err(call.sign(self.circuit_open(call, all_open, progress.attempts))),
+            };
+            progress.attempts += 1;
+            let (endpoint, pending) = (admitted.endpoint, admitted.pending);
+            let attempt = endpoint
+                .connection
+                .run(|channel| send(channel, call.request(make(), remaining)));
+            let result = match tokio::time::timeout(remaining, attempt).await {
+                Ok(result) => result,
+                Err(_) => Err(AttemptError::Elapsed),
+            };
+            drop(pending);
+            let error = match result {
+                Ok(message) => {
+                    admitted.permit.report(now(), Outcome::Success);
+                    return Ok(Answer {
+                        message,
+                        retries: progress.attempts - 1,
+                    });
+                }
+                Err(error) => error,
+            };
+            let failed = judge(&error);
+            match error {
+                // One dial is one failure, however many calls waited for it; the one that dialled reports it.
+                AttemptError::NotConnected { shared: true, .. } => drop(admitted.permit),
+                _ if failed.counts() => admitted.permit.report(now(), Outcome::Failure),
+                _ => admitted.permit.report(now(), Outcome::Answered),
+            }
+            if !progress.tried.contains(&admitted.index) {
+                progress.tried.push(admitted.index);
+            }
+            match self.next(call, &mut progress, failed, &mut random) {
+                Decision::Retry { after, .. } => {
+                    endpoint.note_failure(&describe(&error));
+                    tracing::debug!(
+                        ?error,
+                        ?after,
+                        attempt = progress.attempts,
+                        "an attempt failed; trying again"
+                    );
+                    tokio::time::sleep(after).await;
+                }
+                Decision::Stop(stop) => {
+                    let error = self.give_up(call, endpoint, &error, failed, stop, progress.attempts);
+                    if failed.counts() {
+                        endpoint.note_failure(&error.message);
+                    }
+                    return Err(call.sign(error));
+                }
+            }
+        }
+    }
+
+    fn next(&self, call: &Call, progress: &mut Progress, failed: Failed, random: &mut fastrand::Rng) -> Decision {
+        let now = now();
+        let decision = decide(
+            failed,
+            Situation {
+                idempotent: call.method.idempotent,
+                attempts: progress.attempts - progress.paced,
+                max_attempts: self.config.max_attempts,
+                deadline: progress.deadline,
+                backoff: progress.delays.next(random),
+                untried_endpoint: self.pool.has_untried(&progress.tried, now),
+                budget: &self.budget,
+                now,
+            },
+        );
+        if let Decision::Retry { paced: true, .. } = decision {
+            progress.paced += 1;
+            // A full queue is no fault of the endpoint: it may be asked again.
+            progress.tried.clear();
+        }
+        decision
+    }
+
+    fn too_late(&self, call: &Call, attempts: u32) -> ClientError {
+        let message = "the deadline passed before the request could be made; give the call more time".to_owned();
+        let name = call.method.name;
+        ClientError::new(ErrorKind::Timeout, Code::DeadlineExceeded, self.service, name, message).with(|failure| {
+            Reason::DeadlineExpired.as_str().clone_into(&mut failure.reason);
+            failure.attempts = attempts;
+        })
+    }
+
+    fn circuit_open(&self, call: &Call, all_open: AllOpen, attempts: u32) -> ClientError {
+        let endpoint = self.pool.get(all_open.index);
+        let addresses: Vec<_> = self.pool.addresses().collect();
+        let message = format!(
+            "{} failed repeatedly, so nothing is sent for another {:.1} s; last failure: {}",
+            addresses.join(", "),
+            all_open.retry_after.as_secs_f64(),
+            endpoint
+                .and_then(Endpoint::last_failure)
+                .unwrap_or_else(|| "none on record".to_owned()),
+        );
+        let name = call.method.name;
+        ClientError::new(ErrorKind::CircuitOpen, Code::Unavailable, self.service, name, message).with(|failure| {
+            endpoint
+                .map_or("", |endpoint| endpoint.address.as_str())
+                .clone_into(&mut failure.endpoint);
+            failure.attempts = attempts;
+            failure.retryable = true;
+            failure.retry_after = Some(all_open.retry_after);
+            failure.breaker_state = Some(BreakerState::Open);
+        })
+    }
+
+    fn give_up(
+        &self,
+        call: &Call,
+        endpoint: &Endpoint,
+        error: &AttemptError,
+        failed: Failed,
+        stop: Stop,
+        attempts: u32,
+    ) -> ClientError {
+        let code = match error {
+            AttemptError::NotConnected { .. } => Code::Unavailable,
+            AttemptError::Elapsed => Code::DeadlineExceeded,
+            AttemptError::Status(status) => match failed.kind {
+                // tonic gives transport errors and timeouts codes that say something else.
+                ErrorKind::Unavailable => Code::Unavailable,
+                ErrorKind::Timeout => Code::DeadlineExceeded,
+                _ => status.code(),
+            },
+        };
+        ClientError::new(failed.kind, code, self.service, call.method.name, describe(error)).with(|failure| {
+            endpoint.address.as_str().clone_into(&mut failure.endpoint);
+            failure.attempts = attempts;
+            failure.retryable = failed.kind.is_transient() && !stop.exhausted();
+            failure.retry_after = failed.pushback;
+            failure.breaker_state = Some(endpoint.breaker_state(now()));
+            if let AttemptError::Status(status) = error {
+                failure.reason = error_info(status).unwrap_or_default();
+                failure.field_violations = field_violations(status);
+            }
+        })
+    }
+}
+
+/// How far a request has got.
+#[derive(Debug)]
+struct Progress {
+    deadline: Deadline,
+    delays: Delays,
+    tried: Vec<usize>,
+    attempts: u32,
+    paced: u32,
+}
+
+/// `reason` of the status' `ErrorInfo`, if it is medkg's.
+fn error_info(status: &Status) -> Option<String> {
+    status
+        .get_details_error_info()
+        .filter(|info| info.domain == ERROR_DOMAIN)
+        .map(|info| info.reason)
+}
+
+fn field_violations(status: &Status) -> Vec<FieldViolation> {
+    let violations = status
+        .get_details_bad_request()
+        .map(|details| details.field_violations)
+        .unwrap_or_default();
+    violations
+        .into_iter()
+        .map(|v| FieldViolation {
+            field: v.field,
+            description: v.description,
+        })
+        .collect()
+}
+
+fn judge(error: &AttemptError) -> Failed {
+    let origin = error.origin();
+    match error {
+        AttemptError::NotConnected { .. } => Failed {
+            kind: classify(Code::Unavailable, None, origin),
+            origin,
+            pushback: None,
+            loading: false,
+        },
+        AttemptError::Elapsed => Failed {
+            kind: classify(Code::DeadlineExceeded, None, origin),
+            origin,
+            pushback: None,
+            loading: false,
+        },
+        AttemptError::Status(status) => {
+            let reason = error_info(status).and_then(|reason| reason.parse().ok());
+            let kind = classify(status.code(), reason, origin);
+            let pushback = status.get_details_retry_info().and_then(|info| info.retry_delay);
+            Failed {
+                kind,
+                origin,
+                pushback,
+                loading: reason == Some(Reason::ModelNotReady),
+            }
+        }
+    }
+}
+
+fn describe(error: &AttemptError) -> String {
+    match error {
+        AttemptError::NotConnected { why, .. } => why.to_string(),
+        AttemptError::Elapsed => "no answer within the deadline; give the call more time, or smaller input".to_owned(),
+        AttemptError::Status(status) => match std::error::Error::source(status) {
+            Some(source) => format!("the connection broke: {}", explain(source)),
+            None if status.message().is_empty() && status.code() == Code::Unimplemented => {
+                "the server does not offer this; it may be of another version, or run without this role".to_owned()
+            }
+            None if status.message().is_empty() => "the server gave no message".to_owned(),
+            None => status.message().to_owned(),
+        },
+    }
+}

@@ -1,0 +1,438 @@
+//! How a client behaves. The defaults of medkg are here and nowhere else; the Python layer passes `None` through.
+//!
+//! [`ClientOptions`] is what a user writes; [`ClientConfig::try_new`] checks all of it at once and lists every problem,
+//! so that nobody has to fix a configuration one error at a time. A [`ClientConfig`] is valid by construction. Nothing
+//! is dialled, resolved or read from disk here.
+
+mod check;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use http::Uri;
+use medkg_telemetry::tenant::TenantId;
+
+use crate::policy::backoff::Backoff;
+use crate::policy::breaker::BreakerConfig;
+use crate::policy::budget::RetryBudget;
+use crate::policy::classify::Service;
+use check::Checker;
+
+/// Where gpu-server listens unless it is told otherwise.
+const ADDRESS: &str = "http://127.0.0.1:7070";
+/// One request, retries included: a batch of long texts on two CPU cores stays well below it.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// TCP and TLS handshake across a continent, with one lost packet.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Three retries span about two seconds, enough for a server behind a load balancer to be replaced.
+const MAX_ATTEMPTS: u32 = 4;
+const BACKOFF_INITIAL: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Retries per call, over all calls.
+const RETRY_BUDGET: f64 = 0.2;
+const BREAKER_FAILURES: u32 = 5;
+const BREAKER_COOLDOWN: Duration = Duration::from_secs(5);
+/// With four requests in flight this keeps a server busy, and each stays far below the timeout.
+const MAX_BATCH_TEXTS: usize = 128;
+const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+const MAX_CONCURRENT_BATCHES: usize = 4;
+
+/// Files of a TLS identity.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct TlsOptions {
+    /// PEM file of the authorities that servers are checked against.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file of this client's certificate chain.
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of its private key.
+    pub key_file: Option<PathBuf>,
+    /// The name that the server's certificate must have, where it is not the host of the address.
+    pub server_name: Option<String>,
+}
+
+/// What a user sets. None means the default.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ClientOptions {
+    /// One address; same as a list of one in `addresses`.
+    pub address: Option<String>,
+    /// Addresses of interchangeable servers: `http://host:port` (plaintext) or `https://host:port` (TLS 1.3). Vector and
+    /// GPU calls go to the first only: each server holds its own collections and leases.
+    pub addresses: Option<Vec<String>>,
+    /// Addresses for one service only, instead of `addresses`.
+    pub embedding_addresses: Option<Vec<String>>,
+    /// As `embedding_addresses`.
+    pub reranking_addresses: Option<Vec<String>>,
+    /// The one address for the vector service, instead of the first of `addresses`.
+    pub vector_addresses: Option<Vec<String>>,
+    /// The one address for the GPU service, instead of the first of `addresses`.
+    pub gpu_addresses: Option<Vec<String>>,
+    /// Tenant of calls that name none.
+    pub tenant: Option<String>,
+    /// Seconds that one request may take, retries included.
+    pub timeout: Option<f64>,
+    /// Seconds that making a connection may take, TLS included.
+    pub connect_timeout: Option<f64>,
+    /// Most attempts for one request; 1 means no retries.
+    pub max_attempts: Option<u32>,
+    /// Seconds of the shortest back-off.
+    pub backoff_initial: Option<f64>,
+    /// Seconds of the longest back-off.
+    pub backoff_max: Option<f64>,
+    /// Retries per call, over all calls, beyond a small reserve; 0 means no retries.
+    pub retry_budget: Option<f64>,
+    /// Failures of the network in a row after which an endpoint's breaker opens.
+    pub breaker_failures: Option<u32>,
+    /// Seconds for which it opens at first.
+    pub breaker_cooldown: Option<f64>,
+    /// Most texts, or pairs of a query and a document, in one request; more are split, but not the documents of one
+    /// query. Upserts, deletes and searches are split by the limits of the wire and by bytes only.
+    pub max_batch_texts: Option<u64>,
+    /// Most bytes of texts or vectors in one request; more are split.
+    pub max_batch_bytes: Option<u64>,
+    /// Most requests of one call that are out at once.
+    pub max_concurrent_batches: Option<u64>,
+    /// TLS identity and authorities.
+    pub tls: Option<TlsOptions>,
+}
+
+/// The address of a server.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Address {
+    uri: Uri,
+    text: String,
+}
+
+impl Address {
+    fn try_new(text: &str) -> Result<Self, String> {
+        const SHAPE: &str = "write http://HOST:PORT, or https://HOST:PORT for TLS";
+        // The text is not repeated where it may hold a password.
+        if text.contains('@') {
+            return Err("has a user name or password; give only host and port, and use TLS certificates".to_owned());
+        }
+        let uri: Uri = text
+            .parse()
+            .map_err(|error| format!("{text:?} is no address ({error}); {SHAPE}"))?;
+        match uri.scheme_str() {
+            Some("http" | "https") => {}
+            _ => return Err(format!("{text:?} has no scheme that medkg speaks; {SHAPE}")),
+        }
+        if uri.host().is_none_or(str::is_empty) {
+            return Err(format!("{text:?} has no host; {SHAPE}"));
+        }
+        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
+            return Err(format!("{text:?} has a path; {SHAPE}"));
+        }
+        let text = text.trim_end_matches('/').to_owned();
+        Ok(Self { uri, text })
+    }
+
+    /// The address as a URI.
+    pub fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// The address as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// True for `https`.
+    pub fn is_tls(&self) -> bool {
+        self.uri.scheme_str() == Some("https")
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// One thing that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The option, with its index, e.g. `addresses[1]`.
+    pub field: String,
+    /// What is wrong with it and what would be right.
+    pub description: String,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{}", list(.problems))]
+#[non_exhaustive]
+pub struct ConfigError {
+    /// At least one.
+    pub problems: Vec<Problem>,
+}
+
+impl ConfigError {
+    /// An error with these problems.
+    pub fn new(problems: Vec<Problem>) -> Self {
+        Self { problems }
+    }
+}
+
+fn list(problems: &[Problem]) -> String {
+    let lines: Vec<_> = problems
+        .iter()
+        .map(|p| format!("{}: {}", p.field, p.description))
+        .collect();
+    match lines.as_slice() {
+        [one] => format!("the client configuration cannot be used: {one}"),
+        many => format!("the client configuration cannot be used:\n  - {}", many.join("\n  - ")),
+    }
+}
+
+/// How endpoints are dialled and judged; endpoints with equal settings can be shared by several clients.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EndpointConfig {
+    /// For making a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// The breaker.
+    pub breaker: BreakerConfig,
+    /// TLS identity and authorities.
+    pub tls: Option<TlsOptions>,
+}
+
+/// How large inputs are split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchConfig {
+    /// Most texts or pairs in one request.
+    pub max_items: usize,
+    /// Most bytes of items in one request; a single larger item travels alone.
+    pub max_bytes: usize,
+    /// Most requests of one call that are out at once.
+    pub max_concurrent: usize,
+}
+
+/// A configuration that can be used.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ClientConfig {
+    addresses: [Vec<Address>; 4],
+    /// Tenant of calls that name none.
+    pub tenant: Option<TenantId>,
+    /// For one request, retries included.
+    pub timeout: Duration,
+    /// How endpoints are dialled and judged.
+    pub endpoint: EndpointConfig,
+    /// Most attempts for one request.
+    pub max_attempts: u32,
+    /// The delays between attempts.
+    pub backoff: Backoff,
+    /// Retries per call, over all calls.
+    pub retry_budget: f64,
+    /// How large inputs are split.
+    pub batch: BatchConfig,
+}
+
+impl ClientConfig {
+    /// Checks everything; the error lists every problem.
+    pub fn try_new(options: &ClientOptions) -> Result<Self, ConfigError> {
+        let mut check = Checker::default();
+        let addresses = check.all_addresses(options);
+        let tls = check.tls(options.tls.as_ref(), addresses.iter().flatten());
+        let tenant = options
+            .tenant
+            .as_deref()
+            .and_then(|text| check.keep("tenant", TenantId::try_new(text)));
+        let timeout = check.seconds("timeout", options.timeout, TIMEOUT);
+        let connect_timeout = check.seconds("connect_timeout", options.connect_timeout, CONNECT_TIMEOUT);
+        let initial = check.seconds("backoff_initial", options.backoff_initial, BACKOFF_INITIAL);
+        let max = check.seconds("backoff_max", options.backoff_max, BACKOFF_MAX.max(initial));
+        let backoff = check.some("backoff_max", Backoff::try_new(initial, max), || {
+            format!(
+                "{} s is less than backoff_initial ({} s)",
+                max.as_secs_f64(),
+                initial.as_secs_f64()
+            )
+        });
+        let retry_budget = options.retry_budget.unwrap_or(RETRY_BUDGET);
+        check.some(
+            "retry_budget",
+            RetryBudget::try_new(retry_budget, Instant::now()),
+            || format!("is {retry_budget}; give retries per call, from 0 to 10"),
+        );
+        let failures = options.breaker_failures.unwrap_or(BREAKER_FAILURES);
+        let cooldown = check.seconds("breaker_cooldown", options.breaker_cooldown, BREAKER_COOLDOWN);
+        let breaker = check.some("breaker_failures", BreakerConfig::try_new(failures, cooldown), || {
+            "is 0; give at least 1".to_owned()
+        });
+        let max_attempts = options.max_attempts.unwrap_or(MAX_ATTEMPTS);
+        check.at_least_one("max_attempts", u64::from(max_attempts));
+        let batch = BatchConfig {
+            max_items: check.size("max_batch_texts", options.max_batch_texts, MAX_BATCH_TEXTS),
+            max_bytes: check.size("max_batch_bytes", options.max_batch_bytes, MAX_BATCH_BYTES),
+            max_concurrent: check.size(
+                "max_concurrent_batches",
+                options.max_concurrent_batches,
+                MAX_CONCURRENT_BATCHES,
+            ),
+        };
+        match (backoff, breaker, check.problems.is_empty()) {
+            (Some(backoff), Some(breaker), true) => Ok(Self {
+                addresses,
+                tenant,
+                timeout,
+                endpoint: EndpointConfig {
+                    connect_timeout,
+                    breaker,
+                    tls,
+                },
+                max_attempts,
+                backoff,
+                retry_budget,
+                batch,
+            }),
+            _ => Err(ConfigError {
+                problems: check.problems,
+            }),
+        }
+    }
+
+    /// Where a service is found; at least one address.
+    pub fn addresses(&self, service: Service) -> &[Address] {
+        let [embedding, reranking, vector, gpu] = &self.addresses;
+        match service {
+            Service::Embedding => embedding,
+            Service::Reranking => reranking,
+            Service::Vector => vector,
+            Service::Gpu => gpu,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(options: &ClientOptions) -> Vec<String> {
+        ClientConfig::try_new(options)
+            .unwrap_err()
+            .problems
+            .into_iter()
+            .map(|p| p.field)
+            .collect()
+    }
+
+    #[test]
+    fn no_options_at_all_are_a_configuration() {
+        let config = ClientConfig::try_new(&ClientOptions::default()).unwrap();
+        for service in Service::ALL {
+            assert_eq!(config.addresses(service)[0].as_str(), ADDRESS);
+        }
+    }
+
+    // requirement: isolation 5.3
+    #[test]
+    fn every_problem_is_listed_at_once() {
+        let options = ClientOptions {
+            addresses: Some(vec![
+                "localhost:7070".into(),
+                "ftp://x".into(),
+                "http://ok:1".into(),
+                "http://ok:1/".into(),
+            ]),
+            gpu_addresses: Some(vec![]),
+            tenant: Some("no spaces".into()),
+            timeout: Some(0.0),
+            connect_timeout: Some(f64::NAN),
+            max_attempts: Some(0),
+            backoff_initial: Some(2.0),
+            backoff_max: Some(1.0),
+            retry_budget: Some(-1.0),
+            breaker_failures: Some(0),
+            max_batch_texts: Some(0),
+            tls: Some(TlsOptions {
+                cert_file: Some("c.pem".into()),
+                ..TlsOptions::default()
+            }),
+            ..ClientOptions::default()
+        };
+        let expected = [
+            "addresses[0]",
+            "addresses[1]",
+            "addresses[3]",
+            "gpu_addresses",
+            "tls",
+            "tls.ca_file",
+            "tls.key_file",
+            "tenant",
+            "timeout",
+            "connect_timeout",
+            "backoff_max",
+            "retry_budget",
+            "breaker_failures",
+            "max_attempts",
+            "max_batch_texts",
+        ];
+        assert_eq!(problems(&options), expected);
+        let text = ClientConfig::try_new(&options).unwrap_err().to_string();
+        assert_eq!(text.lines().count(), expected.len() + 1, "{text}");
+    }
+
+    #[test]
+    fn a_service_can_live_elsewhere() {
+        let options = ClientOptions {
+            address: Some("http://a:1".into()),
+            reranking_addresses: Some(vec!["http://b:2".into(), "http://c:3".into()]),
+            vector_addresses: Some(vec!["http://d:4".into()]),
+            ..ClientOptions::default()
+        };
+        let config = ClientConfig::try_new(&options).unwrap();
+        assert_eq!(config.addresses(Service::Embedding).len(), 1);
+        assert_eq!(config.addresses(Service::Reranking)[1].as_str(), "http://c:3");
+        assert_eq!(config.addresses(Service::Vector)[0].as_str(), "http://d:4");
+    }
+
+    #[test]
+    fn services_that_hold_state_live_in_one_place() {
+        let two = || Some(vec!["http://a:1".to_owned(), "http://b:2".to_owned()]);
+        let options = ClientOptions {
+            addresses: two(),
+            ..ClientOptions::default()
+        };
+        let config = ClientConfig::try_new(&options).unwrap();
+        for (service, expected) in Service::ALL.into_iter().zip([2, 2, 1, 1]) {
+            assert_eq!(config.addresses(service).len(), expected, "{service:?}");
+            assert_eq!(config.addresses(service)[0].as_str(), "http://a:1");
+        }
+        let options = ClientOptions {
+            vector_addresses: two(),
+            gpu_addresses: two(),
+            ..ClientOptions::default()
+        };
+        assert_eq!(problems(&options), ["vector_addresses", "gpu_addresses"]);
+    }
+
+    #[test]
+    fn a_password_in_an_address_is_refused_and_not_repeated() {
+        let options = ClientOptions {
+            address: Some("http://me:hunter2@host:1".into()),
+            ..ClientOptions::default()
+        };
+        let error = ClientConfig::try_new(&options).unwrap_err();
+        assert_eq!(error.problems[0].field, "address");
+        assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn https_wants_authorities() {
+        let options = ClientOptions {
+            address: Some("https://host:1".into()),
+            ..ClientOptions::default()
+        };
+        assert_eq!(problems(&options), ["tls"]);
+    }
+
+    #[test]
+    fn a_long_first_back_off_raises_the_default_cap() {
+        let options = ClientOptions {
+            backoff_initial: Some(10.0),
+            ..ClientOptions::default()
+        };
+        assert!(ClientConfig::try_new(&options).is_ok());
+    }
+}

@@ -1,0 +1,289 @@
+//! One connection to one address: made when it is needed, shared by every call, made anew when it is lost.
+//!
+//! tonic's lazy channel reconnects by itself, but one waiting call at a time: with a host that swallows packets, the
+//! tenth waiting call learns of it after ten connect timeouts. Here the first call dials and the others share its
+//! result. A channel is given its socket once and can never dial again; a call that finds the connection gone (the
+//! server was restarted while nothing was sent) gets a new one without being charged an attempt.
+//!
+//! HTTP/2 keep-alive runs also while nothing is in flight, so that a dead host is noticed before the next call.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use medkg_tls::ClientTlsConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Mutex;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tower::ServiceExt as _;
+
+use crate::config::Address;
+use crate::policy::classify::Origin;
+
+/// A ping is sent when nothing was received for this long.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// A connection whose ping is not answered for this long is dead.
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Large tensors should not wait for window updates.
+const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
+const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+
+/// Why an attempt failed.
+#[derive(Debug)]
+pub(crate) enum AttemptError {
+    /// No connection could be made.
+    NotConnected {
+        /// Says why.
+        why: Arc<str>,
+        /// True if another call dialled and this one waited for its result: the failure is that call's to report.
+        shared: bool,
+    },
+    /// The peer, or the transport, ended the call.
+    Status(Status),
+    /// The time for the attempt ran out.
+    Elapsed,
+}
+
+impl AttemptError {
+    /// Where it failed.
+    pub(crate) fn origin(&self) -> Origin {
+        match self {
+            Self::NotConnected { .. } => Origin::NeverSent,
+            Self::Elapsed => Origin::Timeout,
+            Self::Status(status) => status_origin(status),
+        }
+    }
+}
+
+/// A status without a source came over the wire; one with a source was made by the transport out of an error.
+fn status_origin(status: &Status) -> Origin {
+    let Some(source) = status.source() else {
+        // tonic's server answers a call that outlives its deadline with CANCELLED and this text.
+        let timeout = status.code() == Code::Cancelled && status.message() == tonic::TimeoutExpired(()).to_string();
+        return if timeout { Origin::Timeout } else { Origin::Peer };
+    };
+    if find::<tonic::TimeoutExpired>(source).is_some() {
+        Origin::Timeout
+    } else if find::<tonic::ConnectError>(source).is_some() {
+        Origin::NeverSent
+    } else {
+        Origin::Broken
+    }
+}
+
+fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+/// An error and everything that caused it.
+fn chain<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<Item = &'a (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |error| {
+        let error: &'a (dyn StdError + 'static) = *error;
+        error.source()
+    })
+}
+
+/// An error with everything that caused it, without repetitions.
+pub(crate) fn explain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = String::new();
+    for error in chain(error) {
+        let part = error.to_string();
+        if !text.contains(&part) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&part);
+        }
+    }
+    text
+}
+
+/// The channel's connection is gone, and it must not make another one.
+#[derive(Debug, thiserror::Error)]
+#[error("the connection was lost")]
+struct ConnectionLost;
+
+/// A channel that is connected, or was.
+#[derive(Debug, Clone)]
+struct Live {
+    id: u64,
+    channel: Channel,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    live: Option<Live>,
+    failure: Option<Arc<str>>,
+}
+
+/// The connection to one address.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    address: Address,
+    connect_timeout: Duration,
+    tls: Option<ClientTlsConfig>,
+    /// Dials that ended; those who waited while it grew share the result.
+    dials: AtomicU64,
+    state: Mutex<State>,
+}
+
+impl Connection {
+    pub(crate) fn new(address: Address, connect_timeout: Duration, tls: Option<ClientTlsConfig>) -> Self {
+        Self {
+            address,
+            connect_timeout,
+            tls,
+            dials: AtomicU64::new(0),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Runs `send` over the connection, making one first if there is none.
+    pub(crate) async fn run<T, F>(&self, send: impl Fn(Channel) -> F) -> Result<T, AttemptError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let live = self.live().await?;
+        let status = match send(live.channel).await {
+            Err(status) if was_lost(&status) => status,
+            result => return result.map_err(AttemptError::Status),
+        };
+        tracing::debug!(address = self.address.as_str(), %status, "the connection was gone; making a new one");
+        self.retire(live.id).await;
+        let live = self.live().await?;
+        send(live.channel).await.map_err(AttemptError::Status)
+    }
+
+    async fn live(&self) -> Result<Live, AttemptError> {
+        let seen = self.dials.load(Ordering::Acquire);
+        let mut state = self.state.lock().await;
+        if let Some(live) = &state.live {
+            return Ok(live.clone());
+        }
+        let finished = self.dials.load(Ordering::Acquire);
+        if let (true, Some(failure)) = (finished != seen, &state.failure) {
+            let why = Arc::clone(failure);
+            return Err(AttemptError::NotConnected { why, shared: true });
+        }
+        let result = self.dial().await;
+        self.dials.store(finished + 1, Ordering::Release);
+        match result {
+            Ok(channel) => {
+                let live = Live { id: finished, channel };
+                *state = State {
+                    live: Some(live.clone()),
+                    failure: None,
+                };
+                Ok(live)
+            }
+            Err(error) => {
+                let why = Arc::from(error);
+                state.failure = Some(Arc::clone(&why));
+                Err(AttemptError::NotConnected { why, shared: false })
+            }
+        }
+    }
+
+    async fn retire(&self, id: u64) {
+        let mut state = self.state.lock().await;
+        if state.live.as_ref().is_some_and(|live| live.id == id) {
+            state.live = None;
+        }
+    }
+
+    async fn dial(&self) -> Result<Channel, String> {
+        let dialled = tokio::time::timeout(self.connect_timeout, self.handshake());
+        match dialled.await {
+            Ok(result) => result.map_err(|error| format!("cannot connect: {}", explain(&*error))),
+            Err(_) => Err(format!(
+                "cannot connect within {} s",
+                self.connect_timeout.as_secs_f64()
+            )),
+        }
+    }
+
+    async fn handshake(&self) -> Result<Channel, Box<dyn StdError + Send + Sync>> {
+        let uri = self.address.uri().clone();
+        if let Some(tls) = &self.tls {
+            return self.channel(tls.connector().oneshot(uri).await?.into_inner()).await;
+        }
+        let mut tcp = HttpConnector::new();
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(self.connect_timeout));
+        self.channel(tcp.oneshot(uri).await?.into_inner()).await
+    }
+
+    /// An HTTP/2 channel over a socket that is connected and, where needed, encrypted.
+    async fn channel<S>(&self, socket: S) -> Result<Channel, Box<dyn StdError + Send + Sync>>
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        // The socket is ready, so tonic must not look at the scheme; `origin` still says it to the server.
+        let authority = self
+            .address
+            .uri()
+            .authority()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        let endpoint = Endpoint::from_shared(format!("http://{authority}"))?
+            .origin(self.address.uri().clone())
+            .user_agent(concat!("medkg/", env!("CARGO_PKG_VERSION")))?
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let mut once = Some(TokioIo::new(socket));
+        let connector = tower::service_fn(move |_| std::future::ready(once.take().ok_or(ConnectionLost)));
+        Ok(endpoint.connect_with_connector(connector).await?)
+    }
+}
+
+fn was_lost(status: &Status) -> bool {
+    status
+        .source()
+        .is_some_and(|source| find::<ConnectionLost>(source).is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_over_the_wire_is_the_peers_answer() {
+        for code in [Code::Internal, Code::Unavailable, Code::Cancelled, Code::Unknown] {
+            assert_eq!(AttemptError::Status(Status::new(code, "x")).origin(), Origin::Peer);
+        }
+    }
+
+    #[test]
+    fn tonics_two_ways_to_say_timeout_are_timeouts() {
+        let from_server = Status::cancelled("Timeout expired");
+        assert_eq!(AttemptError::Status(from_server).origin(), Origin::Timeout);
+        let here = Status::from_error(Box::new(tonic::TimeoutExpired(())));
+        assert_eq!(AttemptError::Status(here).origin(), Origin::Timeout);
+    }
+
+    #[test]
+    fn a_transport_error_is_no_answer_whatever_code_tonic_gives_it() {
+        let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
+        let status = Status::from_error(Box::new(reset));
+        assert_eq!(AttemptError::Status(status).origin(), Origin::Broken);
+        let refused = tonic::ConnectError(Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)));
+        let status = Status::from_error(Box::new(refused));
+        assert_eq!(AttemptError::Status(status).origin(), Origin::NeverSent);
+    }
+
+    #[test]
+    fn an_explanation_names_every_cause_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("outer")]
+        struct Outer(#[source] std::io::Error);
+        let error = Outer(std::io::Error::other("inner"));
+        assert_eq!(explain(&error), "outer: inner");
+    }
+}

@@ -1,0 +1,313 @@
+//! A server address with what the client knows of it: its connection, its breaker, its load, its last failure.
+//!
+//! An endpoint belongs to the address, not to a service or a client object: every client in the process that uses the
+//! address with the same settings shares the endpoint through an [`Endpoints`] registry, so a host that failed for one
+//! is known to all. Which endpoint takes a call is decided here too: of those whose breaker lets calls through, the one
+//! with the fewest calls in flight, those not yet tried by the call first.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use medkg_tls::ClientTlsConfig;
+
+use crate::config::{Address, ConfigError, EndpointConfig, Problem, TlsOptions};
+use crate::connection::Connection;
+use crate::policy::breaker::{Breaker, BreakerState, Permit};
+
+/// A server address with what the client knows of it.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    pub(crate) address: Address,
+    pub(crate) connection: Connection,
+    breaker: Breaker,
+    pending: AtomicUsize,
+    last_failure: Mutex<Option<String>>,
+}
+
+impl Endpoint {
+    pub(crate) fn breaker_state(&self, now: Instant) -> BreakerState {
+        self.breaker.state(now)
+    }
+
+    pub(crate) fn note_failure(&self, what: &str) {
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(what.to_owned());
+    }
+
+    pub(crate) fn last_failure(&self) -> Option<String> {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A call that was admitted by an endpoint; counts as in flight until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Admitted<'a> {
+    pub(crate) index: usize,
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) permit: Permit,
+    pub(crate) pending: Pending<'a>,
+}
+
+/// One call in flight.
+#[derive(Debug)]
+pub(crate) struct Pending<'a>(&'a AtomicUsize);
+
+impl<'a> Pending<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Pending<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Every breaker is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AllOpen {
+    /// Which endpoint lets a call through first.
+    pub(crate) index: usize,
+    /// When that is.
+    pub(crate) retry_after: Duration,
+}
+
+/// Interchangeable endpoints.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    endpoints: Vec<Arc<Endpoint>>,
+    turn: AtomicUsize,
+}
+
+impl Pool {
+    /// `endpoints` has at least one element.
+    pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
+        Self {
+            endpoints,
+            turn: AtomicUsize::new(0),
+        }
+    }
+
+    pub(crate) fn get(&self, index: usize) -> Option<&Endpoint> {
+        self.endpoints.get(index).map(AsRef::as_ref)
+    }
+
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
+        self.endpoints.iter().map(|endpoint| endpoint.address.as_str())
+    }
+
+    /// True if an endpoint that is not in `tried` would take a call.
+    pub(crate) fn has_untried(&self, tried: &[usize], now: Instant) -> bool {
+        let mut untried = self
+            .endpoints
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| !tried.contains(index));
+        untried.any(|(_, endpoint)| endpoint.breaker.refuses(now).is_none())
+    }
+
+    /// True if no endpoint's breaker is closed, so that at most one call at a time gets through.
+    pub(crate) fn none_is_closed(&self, now: Instant) -> bool {
+        let mut endpoints = self.endpoints.iter();
+        endpoints.all(|endpoint| endpoint.breaker_state(now) != BreakerState::Closed)
+    }
+
+    /// The endpoint for the next attempt of a call that has made attempts at `tried`.
+    pub(crate) fn pick(&self, tried: &[usize], now: Instant) -> Result<Admitted<'_>, AllOpen> {
+        let count = self.endpoints.len().max(1);
+        let start = self.turn.fetch_add(1, Ordering::Relaxed) % count;
+        let mut order: Vec<usize> = (0..self.endpoints.len()).collect();
+        // Equals take turns, so that idle endpoints share the load.
+        order.sort_by_key(|index| {
+            let pending = self.endpoints[*index].pending.load(Ordering::Relaxed);
+            (tried.contains(index), pending, (index + count - start) % count)
+        });
+        let mut soonest = AllOpen {
+            index: 0,
+            retry_after: Duration::MAX,
+        };
+        for index in order {
+            let endpoint = self.endpoints[index].as_ref();
+            match endpoint.breaker.admit(now) {
+                Ok(permit) => {
+                    return Ok(Admitted {
+                        index,
+                        endpoint,
+                        permit,
+                        pending: Pending::new(&endpoint.pending),
+                    });
+                }
+                Err(refused) if refused.retry_after < soonest.retry_after => {
+                    soonest = AllOpen {
+                        index,
+                        retry_after: refused.retry_after,
+                    };
+                }
+                Err(_) => {}
+            }
+        }
+        Err(soonest)
+    }
+}
+
+/// The endpoints of a process. Clients that are made with the same registry share connections and breakers.
+///
+/// Connections belong to the process and to the tokio runtime that made them: after a fork, make a new registry and
+/// forget the old one without dropping it.
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    known: Mutex<HashMap<(Address, EndpointConfig), Weak<Endpoint>>>,
+}
+
+impl Endpoints {
+    /// The endpoint of an address, made if nobody uses it yet. TLS files are read when it is made.
+    pub(crate) fn get(&self, address: &Address, config: &EndpointConfig) -> Result<Arc<Endpoint>, ConfigError> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (address.clone(), config.clone());
+        if let Some(endpoint) = known.get(&key).and_then(Weak::upgrade) {
+            return Ok(endpoint);
+        }
+        let tls = match (&config.tls, address.is_tls()) {
+            (Some(options), true) => Some(load(options)?),
+            _ => None,
+        };
+        let endpoint = Arc::new(Endpoint {
+            address: address.clone(),
+            connection: Connection::new(address.clone(), config.connect_timeout, tls),
+            breaker: Breaker::new(config.breaker),
+            pending: AtomicUsize::new(0),
+            last_failure: Mutex::default(),
+        });
+        known.retain(|_, endpoint| endpoint.strong_count() > 0);
+        known.insert(key, Arc::downgrade(&endpoint));
+        Ok(endpoint)
+    }
+}
+
+fn load(options: &TlsOptions) -> Result<ClientTlsConfig, ConfigError> {
+    let problem = |description: String| ConfigError {
+        problems: vec![Problem {
+            field: "tls".to_owned(),
+            description,
+        }],
+    };
+    let Some(ca) = &options.ca_file else {
+        return Err(problem("has no ca_file".to_owned()));
+    };
+    let identity = options.cert_file.as_deref().zip(options.key_file.as_deref());
+    ClientTlsConfig::try_new(ca, identity, options.server_name.as_deref()).map_err(|error| problem(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ClientConfig, ClientOptions};
+    use crate::policy::breaker::Outcome;
+    use crate::policy::classify::Service;
+
+    fn pool(count: u16) -> Pool {
+        let addresses = (1..=count).map(|port| format!("http://127.0.0.1:{port}")).collect();
+        let options = ClientOptions {
+            addresses: Some(addresses),
+            breaker_failures: Some(1),
+            ..ClientOptions::default()
+        };
+        let config = ClientConfig::try_new(&options).unwrap();
+        let registry = Endpoints::default();
+        let endpoints = config.addresses(Service::Embedding).iter();
+        Pool::new(
+            endpoints
+                .map(|address| registry.get(address, &config.endpoint).unwrap())
+                .collect(),
+        )
+    }
+
+    fn open(pool: &Pool, index: usize, now: Instant) {
+        pool.endpoints[index]
+            .breaker
+            .admit(now)
+            .unwrap()
+            .report(now, Outcome::Failure);
+    }
+
+    // requirement: isolation 13.1
+    #[test]
+    fn clients_of_a_process_share_endpoints() {
+        let config = ClientConfig::try_new(&ClientOptions::default()).unwrap();
+        let registry = Endpoints::default();
+        let address = &config.addresses(Service::Gpu)[0];
+        let first = registry.get(address, &config.endpoint).unwrap();
+        assert!(Arc::ptr_eq(&first, &registry.get(address, &config.endpoint).unwrap()));
+        let mut other = config.endpoint.clone();
+        other.connect_timeout *= 2;
+        assert!(
+            !Arc::ptr_eq(&first, &registry.get(address, &other).unwrap()),
+            "other settings, other endpoint"
+        );
+    }
+
+    #[test]
+    fn an_endpoint_that_nobody_uses_is_let_go() {
+        let config = ClientConfig::try_new(&ClientOptions::default()).unwrap();
+        let registry = Endpoints::default();
+        let weak = Arc::downgrade(
+            &registry
+                .get(&config.addresses(Service::Gpu)[0], &config.endpoint)
+                .unwrap(),
+        );
+        assert!(weak.upgrade().is_none());
+    }
+
+    #[test]
+    fn the_endpoint_with_the_fewest_calls_in_flight_is_next() {
+        let (pool, now) = (pool(3), Instant::now());
+        let mut held: Vec<_> = (0..9).map(|_| pool.pick(&[], now).unwrap()).collect();
+        for index in 0..3 {
+            assert_eq!(held.iter().filter(|admitted| admitted.index == index).count(), 3);
+        }
+        let free = held.iter().position(|admitted| admitted.index == 1).unwrap();
+        drop(held.remove(free));
+        assert_eq!(pool.pick(&[], now).unwrap().index, 1);
+    }
+
+    #[test]
+    fn idle_endpoints_take_turns() {
+        let (pool, now) = (pool(3), Instant::now());
+        let mut seen: Vec<_> = (0..3).map(|_| pool.pick(&[], now).unwrap().index).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, [0, 1, 2]);
+    }
+
+    // requirement: isolation 5.4
+    #[test]
+    fn an_open_breaker_moves_the_load_and_all_open_ones_say_how_long() {
+        let (pool, now) = (pool(2), Instant::now());
+        open(&pool, 0, now);
+        for _ in 0..10 {
+            assert_eq!(pool.pick(&[], now).unwrap().index, 1);
+        }
+        assert!(!pool.has_untried(&[1], now));
+        open(&pool, 1, now + Duration::from_secs(1));
+        let refused = pool.pick(&[], now + Duration::from_secs(2)).unwrap_err();
+        assert_eq!(
+            refused,
+            AllOpen {
+                index: 0,
+                retry_after: Duration::from_secs(3)
+            }
+        );
+    }
+
+    #[test]
+    fn a_retry_goes_where_the_call_has_not_been() {
+        let (pool, now) = (pool(3), Instant::now());
+        for _ in 0..6 {
+            assert_eq!(pool.pick(&[0, 2], now).unwrap().index, 1);
+        }
+        assert!(pool.has_untried(&[0, 2], now));
+        assert!(!pool.has_untried(&[0, 1, 2], now));
+    }
+}

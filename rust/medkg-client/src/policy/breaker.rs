@@ -1,0 +1,428 @@
+//! A circuit breaker for one endpoint, for failures of the network only.
+//!
+//! failsafe's failure policy decides *when* an endpoint counts as dead and *for how long*; the state machine around it
+//! is ours, because failsafe's lets any number of calls through while half open, forgets calls that are cancelled,
+//! takes an ignored error for a success, and cannot be given a clock (docs/adr/0003-failsafe.md).
+//!
+//! Every admitted call holds a [`Permit`] and reports how it ended; a permit that is dropped reports that nobody knows.
+//! While half open, exactly one call is out, the probe:
+//!
+//! - success closes the breaker and forgets the past;
+//! - a failure of the network opens it again, for longer;
+//! - any other answer of the peer proves that the network is well: calls go through and see that answer, but the next
+//!   failure of the network opens the breaker at once;
+//! - a cancelled probe proves nothing: the next call is the probe.
+//!
+//! A permit from before a change of state is ignored: a late answer says nothing about the endpoint now.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use failsafe::FailurePolicy as _;
+use failsafe::failure_policy::{ConsecutiveFailures, consecutive_failures};
+
+/// How much longer each period of being open is than the one before.
+const GROWTH: u32 = 2;
+/// The longest period of being open, in units of the first.
+const LONGEST: u32 = 8;
+
+/// When a breaker opens and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct BreakerConfig {
+    failures: u32,
+    cooldown: Duration,
+}
+
+impl BreakerConfig {
+    /// None unless `failures >= 1` and `cooldown > 0`.
+    pub fn try_new(failures: u32, cooldown: Duration) -> Option<Self> {
+        (failures >= 1 && !cooldown.is_zero()).then_some(Self { failures, cooldown })
+    }
+}
+
+/// The periods of being open: the first, then each twice as long, at most eight times as long.
+#[derive(Debug, Clone)]
+struct Cooldowns {
+    first: Duration,
+    factor: u32,
+}
+
+impl Iterator for Cooldowns {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let period = self.first.saturating_mul(self.factor);
+        self.factor = (self.factor * GROWTH).min(LONGEST);
+        Some(period)
+    }
+}
+
+/// How an admitted call ended, as far as the network is concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The call succeeded.
+    Success,
+    /// The network, or the peer as a whole, failed.
+    Failure,
+    /// The peer answered with an error of its own; the network is well.
+    Answered,
+}
+
+/// What a breaker is doing, for people and metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Calls go through.
+    Closed,
+    /// Calls are refused until the cool-down ends.
+    Open,
+    /// One call is let through to see whether the endpoint answers.
+    HalfOpen,
+}
+
+impl BreakerState {
+    /// `closed`, `open` or `half_open`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum State {
+    Closed,
+    Open {
+        until: Instant,
+    },
+    /// The cool-down is over, or a probe was cancelled: the next call is the probe.
+    Ready,
+    Probing {
+        cooldown: Duration,
+    },
+}
+
+#[derive(Debug)]
+struct Machine {
+    state: State,
+    policy: ConsecutiveFailures<Cooldowns>,
+    /// The period that ended last; a probe that is refused falls back on it.
+    cooldown: Duration,
+    /// Grows with every change of state.
+    epoch: u64,
+}
+
+impl Machine {
+    fn enter(&mut self, state: State) {
+        self.state = state;
+        self.epoch += 1;
+    }
+
+    fn open(&mut self, now: Instant, cooldown: Duration) {
+        self.cooldown = cooldown;
+        self.enter(State::Open {
+            until: now.checked_add(cooldown).unwrap_or(now),
+        });
+    }
+}
+
+/// The breaker of one endpoint.
+#[derive(Debug, Clone)]
+pub struct Breaker {
+    machine: Arc<Mutex<Machine>>,
+}
+
+/// The breaker is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// Until the next call is let through.
+    pub retry_after: Duration,
+}
+
+impl Breaker {
+    /// A closed breaker.
+    pub fn new(config: BreakerConfig) -> Self {
+        let cooldowns = Cooldowns {
+            first: config.cooldown,
+            factor: 1,
+        };
+        let policy = consecutive_failures(config.failures, cooldowns);
+        let machine = Machine {
+            state: State::Closed,
+            policy,
+            cooldown: config.cooldown,
+            epoch: 0,
+        };
+        Self {
+            machine: Arc::new(Mutex::new(machine)),
+        }
+    }
+
+    /// Lets a call through, or says how long to wait.
+    pub fn admit(&self, now: Instant) -> Result<Permit, Refused> {
+        let mut machine = self.lock();
+        if let Some(refused) = refusal(&machine, now) {
+            return Err(refused);
+        }
+        if matches!(machine.state, State::Open { .. } | State::Ready) {
+            let cooldown = machine.cooldown;
+            machine.enter(State::Probing { cooldown });
+        }
+        Ok(Permit {
+            breaker: self.clone(),
+            epoch: machine.epoch,
+            reported: false,
+        })
+    }
+
+    /// What [`Breaker::admit`] would refuse now, without taking a permit.
+    pub fn refuses(&self, now: Instant) -> Option<Refused> {
+        refusal(&self.lock(), now)
+    }
+
+    /// What the breaker is doing.
+    pub fn state(&self, now: Instant) -> BreakerState {
+        match self.lock().state {
+            State::Closed => BreakerState::Closed,
+            State::Open { until } if now < until => BreakerState::Open,
+            State::Open { .. } | State::Ready | State::Probing { .. } => BreakerState::HalfOpen,
+        }
+    }
+
+    fn report(&self, epoch: u64, now: Instant, outcome: Outcome) {
+        let mut machine = self.lock();
+        if machine.epoch != epoch {
+            return;
+        }
+        match (machine.state, outcome) {
+            (State::Closed, Outcome::Success) => machine.policy.record_success(),
+            (State::Closed, Outcome::Answered) | (State::Open { .. } | State::Ready, _) => {}
+            (State::Closed, Outcome::Failure) => {
+                if let Some(cooldown) = machine.policy.mark_dead_on_failure() {
+                    machine.open(now, cooldown);
+                }
+            }
+            (State::Probing { .. }, Outcome::Success) => {
+                machine.policy.record_success();
+                machine.policy.revived();
+                machine.enter(State::Closed);
+            }
+            // The policy keeps its count, so that one more failure opens the breaker again.
+            (State::Probing { .. }, Outcome::Answered) => machine.enter(State::Closed),
+            (State::Probing { cooldown }, Outcome::Failure) => {
+                let cooldown = machine.policy.mark_dead_on_failure().unwrap_or(cooldown);
+                machine.open(now, cooldown);
+            }
+        }
+    }
+
+    fn abandon(&self, epoch: u64) {
+        let mut machine = self.lock();
+        if machine.epoch == epoch && matches!(machine.state, State::Probing { .. }) {
+            machine.enter(State::Ready);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn refusal(machine: &Machine, now: Instant) -> Option<Refused> {
+    match machine.state {
+        State::Closed | State::Ready => None,
+        State::Open { until } => until
+            .checked_duration_since(now)
+            .filter(|d| !d.is_zero())
+            .map(|retry_after| Refused { retry_after }),
+        // How long the probe takes is unknown; the cool-down is the scale on which this endpoint recovers.
+        State::Probing { cooldown } => Some(Refused { retry_after: cooldown }),
+    }
+}
+
+/// An admitted call. Report how it ended; dropping it reports that it was cancelled.
+#[derive(Debug)]
+#[must_use = "a permit that is dropped counts as a cancelled call"]
+pub struct Permit {
+    breaker: Breaker,
+    epoch: u64,
+    reported: bool,
+}
+
+impl Permit {
+    /// Says how the call ended.
+    pub fn report(mut self, now: Instant, outcome: Outcome) {
+        self.reported = true;
+        self.breaker.report(self.epoch, now, outcome);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        if !self.reported {
+            self.breaker.abandon(self.epoch);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COOLDOWN: Duration = Duration::from_secs(5);
+
+    fn breaker() -> (Breaker, Instant) {
+        (
+            Breaker::new(BreakerConfig::try_new(3, COOLDOWN).unwrap()),
+            Instant::now(),
+        )
+    }
+
+    fn end(breaker: &Breaker, now: Instant, outcome: Outcome) {
+        breaker.admit(now).unwrap().report(now, outcome);
+    }
+
+    fn opened() -> (Breaker, Instant) {
+        let (breaker, now) = breaker();
+        for _ in 0..3 {
+            end(&breaker, now, Outcome::Failure);
+        }
+        assert_eq!(breaker.state(now), BreakerState::Open);
+        (breaker, now)
+    }
+
+    // requirement: isolation 5.4
+    #[test]
+    fn opens_after_so_many_failures_in_a_row_and_says_how_long() {
+        let (breaker, now) = opened();
+        assert_eq!(breaker.admit(now).unwrap_err().retry_after, COOLDOWN);
+        assert_eq!(
+            breaker.refuses(now + COOLDOWN / 5).unwrap().retry_after,
+            COOLDOWN * 4 / 5
+        );
+    }
+
+    #[test]
+    fn a_success_in_between_starts_the_count_again() {
+        let (breaker, now) = breaker();
+        for _ in 0..10 {
+            end(&breaker, now, Outcome::Failure);
+            end(&breaker, now, Outcome::Failure);
+            end(&breaker, now, Outcome::Success);
+        }
+        assert_eq!(breaker.state(now), BreakerState::Closed);
+    }
+
+    // requirement: isolation 5.4
+    #[test]
+    fn answers_never_open_it_and_are_no_success_either() {
+        let (breaker, now) = breaker();
+        for _ in 0..100 {
+            end(&breaker, now, Outcome::Answered);
+        }
+        assert_eq!(breaker.state(now), BreakerState::Closed);
+        end(&breaker, now, Outcome::Failure);
+        end(&breaker, now, Outcome::Failure);
+        end(&breaker, now, Outcome::Answered);
+        end(&breaker, now, Outcome::Failure);
+        assert_eq!(
+            breaker.state(now),
+            BreakerState::Open,
+            "the answer must not have wiped the failures"
+        );
+    }
+
+    #[test]
+    fn half_open_lets_exactly_one_probe_through() {
+        let (breaker, now) = opened();
+        let later = now + COOLDOWN;
+        assert_eq!(breaker.state(later), BreakerState::HalfOpen);
+        let probe = breaker.admit(later).unwrap();
+        for _ in 0..10 {
+            assert!(
+                breaker.admit(later).is_err(),
+                "a second call was let through while the probe is out"
+            );
+        }
+        probe.report(later, Outcome::Success);
+        assert_eq!(breaker.state(later), BreakerState::Closed);
+        assert!(breaker.admit(later).is_ok());
+    }
+
+    #[test]
+    fn a_cancelled_probe_makes_the_next_call_the_probe() {
+        let (breaker, now) = opened();
+        let later = now + COOLDOWN;
+        drop(breaker.admit(later).unwrap());
+        let probe = breaker.admit(later).expect("the place of the cancelled probe is free");
+        assert!(breaker.admit(later).is_err());
+        probe.report(later, Outcome::Success);
+        assert_eq!(breaker.state(later), BreakerState::Closed);
+    }
+
+    #[test]
+    fn a_cancelled_call_counts_neither_way_while_closed() {
+        let (breaker, now) = breaker();
+        end(&breaker, now, Outcome::Failure);
+        end(&breaker, now, Outcome::Failure);
+        drop(breaker.admit(now).unwrap());
+        assert_eq!(breaker.state(now), BreakerState::Closed);
+        end(&breaker, now, Outcome::Failure);
+        assert_eq!(breaker.state(now), BreakerState::Open);
+    }
+
+    #[test]
+    fn failed_probes_keep_it_open_for_longer_up_to_a_bound() {
+        let (breaker, mut now) = opened();
+        for factor in [2, 4, 8, 8, 8] {
+            now += breaker.refuses(now).unwrap().retry_after;
+            end(&breaker, now, Outcome::Failure);
+            assert_eq!(breaker.refuses(now).unwrap().retry_after, COOLDOWN * factor);
+        }
+        now += COOLDOWN * 8;
+        end(&breaker, now, Outcome::Success);
+        for _ in 0..3 {
+            end(&breaker, now, Outcome::Failure);
+        }
+        assert_eq!(
+            breaker.refuses(now).unwrap().retry_after,
+            COOLDOWN,
+            "success forgets the past"
+        );
+    }
+
+    #[test]
+    fn a_probe_that_is_answered_lets_calls_through_but_forgives_nothing() {
+        let (breaker, now) = opened();
+        let later = now + COOLDOWN;
+        end(&breaker, later, Outcome::Answered);
+        assert_eq!(breaker.state(later), BreakerState::Closed);
+        end(&breaker, later, Outcome::Answered);
+        end(&breaker, later, Outcome::Failure);
+        assert_eq!(breaker.state(later), BreakerState::Open);
+    }
+
+    #[test]
+    fn a_late_answer_from_before_the_change_says_nothing() {
+        let (breaker, now) = breaker();
+        let (early, another) = (breaker.admit(now).unwrap(), breaker.admit(now).unwrap());
+        for _ in 0..3 {
+            end(&breaker, now, Outcome::Failure);
+        }
+        early.report(now, Outcome::Success);
+        assert_eq!(breaker.state(now), BreakerState::Open);
+        let later = now + COOLDOWN;
+        let probe = breaker.admit(later).unwrap();
+        another.report(later, Outcome::Failure);
+        assert!(breaker.admit(later).is_err(), "the probe is still out");
+        probe.report(later, Outcome::Success);
+        assert_eq!(breaker.state(later), BreakerState::Closed);
+    }
+
+    #[test]
+    fn settings_that_make_no_sense_cannot_be_built() {
+        assert_eq!(BreakerConfig::try_new(0, COOLDOWN), None);
+        assert_eq!(BreakerConfig::try_new(1, Duration::ZERO), None);
+    }
+}

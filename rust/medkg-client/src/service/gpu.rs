@@ -1,0 +1,238 @@
+//! `GpuService`: what the server computes on, and memory set aside on it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use medkg_proto::v1;
+use medkg_proto::v1::gpu_service_client::GpuServiceClient as Stub;
+
+use super::duration;
+use crate::call::{CallOptions, Caller, Method};
+use crate::error::ClientError;
+use crate::policy::classify::Service;
+
+const STATUS: Method = Method {
+    name: "GetStatus",
+    idempotent: true,
+};
+const DEVICES: Method = Method {
+    name: "ListDevices",
+    idempotent: true,
+};
+// A second attempt could take a second lease, and a second release finds the lease gone.
+const ALLOCATE: Method = Method {
+    name: "AllocateGPU",
+    idempotent: false,
+};
+const RELEASE: Method = Method {
+    name: "ReleaseGPU",
+    idempotent: false,
+};
+
+/// Whether the device can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DeviceState {
+    /// It computes.
+    Ready,
+    /// There is none that can be used.
+    Unavailable,
+}
+
+impl DeviceState {
+    /// `ready` or `unavailable`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// The truth about the device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GpuStatus {
+    /// Whether it can be used.
+    pub state: DeviceState,
+    /// What the operator asked for.
+    pub requested_device: String,
+    /// What computes; empty where nothing does.
+    pub active_device: String,
+    /// Why, in words.
+    pub detail: String,
+    /// The server's version.
+    pub server_version: String,
+    /// The roles it serves.
+    pub roles: Vec<String>,
+    /// Since it started.
+    pub uptime: Duration,
+    /// Threads of one operation on the CPU.
+    pub threads: u32,
+}
+
+/// A device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceInfo {
+    /// `cpu` or `cuda:N`.
+    pub id: String,
+    /// `cpu`, `cuda` or `unknown`.
+    pub kind: &'static str,
+    /// The maker's name.
+    pub name: String,
+    /// Bytes it has.
+    pub total_memory_bytes: u64,
+    /// Bytes that leases hold.
+    pub leased_memory_bytes: u64,
+    /// True if the server computes on it.
+    pub active: bool,
+}
+
+/// What to set aside.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct AllocateRequest {
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// `cuda:N`; None means the device with most memory left.
+    pub device: Option<String>,
+    /// How long the lease holds; None means the server's default.
+    pub ttl: Option<Duration>,
+    /// Who asks.
+    pub owner: String,
+}
+
+/// Memory set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lease {
+    /// Names it.
+    pub lease_id: String,
+    /// `cuda:N`.
+    pub device: String,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// When it ends by itself.
+    pub expires_at: SystemTime,
+}
+
+/// Calls `GpuService`.
+#[derive(Debug, Clone)]
+pub struct GpuClient {
+    caller: Arc<Caller>,
+}
+
+impl GpuClient {
+    pub(crate) fn new(caller: Arc<Caller>) -> Self {
+        Self { caller }
+    }
+
+    /// The truth about the device; also while there is none.
+    pub async fn status(&self, options: &CallOptions) -> Result<GpuStatus, ClientError> {
+        let call = self.caller.begin(STATUS, options)?;
+        let send = |channel, request| async move {
+            Stub::new(channel)
+                .get_status(request)
+                .await
+                .map(tonic::Response::into_inner)
+        };
+        let status = self
+            .caller
+            .request(&call, || v1::GetStatusRequest {}, send)
+            .await?
+            .message;
+        let state = match status.state() {
+            v1::DeviceState::Ready => DeviceState::Ready,
+            v1::DeviceState::Unspecified | v1::DeviceState::Unavailable => DeviceState::Unavailable,
+        };
+        Ok(GpuStatus {
+            state,
+            requested_device: status.requested_device,
+            active_device: status.active_device,
+            detail: status.detail,
+            server_version: status.server_version,
+            roles: status.roles,
+            uptime: duration(status.uptime),
+            threads: status.threads,
+        })
+    }
+
+    /// The devices that the server can compute on.
+    pub async fn devices(&self, options: &CallOptions) -> Result<Vec<DeviceInfo>, ClientError> {
+        let call = self.caller.begin(DEVICES, options)?;
+        let send = |channel, request| async move {
+            Stub::new(channel)
+                .list_devices(request)
+                .await
+                .map(tonic::Response::into_inner)
+        };
+        let answer = self.caller.request(&call, || v1::ListDevicesRequest {}, send).await?;
+        let plain = |device: v1::Device| DeviceInfo {
+            kind: match device.kind() {
+                v1::DeviceKind::Cpu => "cpu",
+                v1::DeviceKind::Cuda => "cuda",
+                v1::DeviceKind::Unspecified => "unknown",
+            },
+            id: device.id,
+            name: device.name,
+            total_memory_bytes: device.total_memory_bytes,
+            leased_memory_bytes: device.leased_memory_bytes,
+            active: device.active,
+        };
+        Ok(answer.message.devices.into_iter().map(plain).collect())
+    }
+
+    /// Sets memory aside. Repeated only if the request certainly was not sent.
+    pub async fn allocate(&self, request: AllocateRequest, options: &CallOptions) -> Result<Lease, ClientError> {
+        let call = self.caller.begin(ALLOCATE, options)?;
+        let ttl = request
+            .ttl
+            .map(prost_types::Duration::try_from)
+            .transpose()
+            .map_err(|_| {
+                let description = "is longer than a lease can hold; give 1 s to 24 h";
+                call.sign(ClientError::invalid(Service::Gpu, ALLOCATE.name, "ttl", description))
+            })?;
+        let message = || v1::AllocateGpuRequest {
+            memory_bytes: request.memory_bytes,
+            device: request.device.clone().unwrap_or_default(),
+            ttl,
+            owner: request.owner.clone(),
+        };
+        let send = |channel, request| async move {
+            Stub::new(channel)
+                .allocate_gpu(request)
+                .await
+                .map(tonic::Response::into_inner)
+        };
+        let lease = self.caller.request(&call, message, send).await?.message;
+        let expires_at = lease
+            .expires_at
+            .and_then(|at| SystemTime::try_from(at).ok())
+            .ok_or_else(|| {
+                let message = "the lease has no end".to_owned();
+                call.sign(ClientError::broken_answer(Service::Gpu, ALLOCATE.name, message))
+            })?;
+        Ok(Lease {
+            lease_id: lease.lease_id,
+            device: lease.device,
+            memory_bytes: lease.memory_bytes,
+            expires_at,
+        })
+    }
+
+    /// Gives a lease back; returns the bytes that are free again. Repeated only if the request certainly was not sent.
+    pub async fn release(&self, lease_id: String, options: &CallOptions) -> Result<u64, ClientError> {
+        let call = self.caller.begin(RELEASE, options)?;
+        let send = |channel, request| async move {
+            Stub::new(channel)
+                .release_gpu(request)
+                .await
+                .map(tonic::Response::into_inner)
+        };
+        let message = || v1::ReleaseGpuRequest {
+            lease_id: lease_id.clone(),
+        };
+        Ok(self.caller.request(&call, message, send).await?.message.memory_bytes)
+    }
+}

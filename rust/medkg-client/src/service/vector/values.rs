@@ -1,0 +1,154 @@
+//! What goes into vector calls and what comes out.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use medkg_proto::v1;
+
+use super::ELEMENT;
+use crate::service::Usage;
+
+/// How near two vectors are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Metric {
+    /// Cosine of the angle.
+    Cosine,
+    /// Inner product.
+    Dot,
+    /// Minus the Euclidean distance.
+    L2,
+}
+
+impl Metric {
+    /// `cosine`, `dot` or `l2`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cosine => "cosine",
+            Self::Dot => "dot",
+            Self::L2 => "l2",
+        }
+    }
+}
+
+/// A collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CollectionInfo {
+    /// Its name.
+    pub name: String,
+    /// Elements of every vector.
+    pub dimension: u32,
+    /// How nearness is measured.
+    pub metric: Metric,
+    /// True if this call made it.
+    pub created: bool,
+}
+
+/// Vectors as the bytes of a row-major, little-endian float32 array.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Matrix {
+    data: Bytes,
+    pub(super) rows: usize,
+    pub(super) dimension: usize,
+}
+
+impl Matrix {
+    /// None unless `data` has `rows × dimension × 4` bytes.
+    pub fn try_new(data: Bytes, rows: usize, dimension: usize) -> Option<Self> {
+        let expected = rows.checked_mul(dimension)?.checked_mul(ELEMENT)?;
+        (data.len() == expected).then_some(Self { data, rows, dimension })
+    }
+
+    /// Number of vectors.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn tensor(&self, range: Range<usize>) -> v1::Tensor {
+        let width = self.dimension * ELEMENT;
+        let narrow = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        v1::Tensor {
+            data: self.data.slice(range.start * width..range.end * width),
+            dtype: v1::DataType::F32.into(),
+            shape: vec![narrow(range.len()), narrow(self.dimension)],
+            scales: Vec::new(),
+        }
+    }
+}
+
+/// Points to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Points {
+    /// One id per vector.
+    pub ids: Vec<String>,
+    /// The vectors.
+    pub vectors: Matrix,
+    /// None, or one JSON object per id; an empty string means none.
+    pub payloads: Option<Vec<String>>,
+}
+
+/// What a write did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Upserted {
+    /// Ids that were new.
+    pub inserted: u64,
+    /// Ids that were replaced.
+    pub replaced: u64,
+}
+
+/// What to look for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SearchRequest {
+    /// The collection.
+    pub collection: String,
+    /// The queries.
+    pub queries: Matrix,
+    /// Points to return for each.
+    pub k: u32,
+    /// Whether to return payloads.
+    pub with_payload: bool,
+}
+
+/// A point that was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Hit {
+    /// Its id.
+    pub id: String,
+    /// Larger is nearer.
+    pub score: f32,
+    /// Its payload as JSON; None if it has none or none was asked for.
+    pub payload: Option<String>,
+}
+
+/// One list per query.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Hits {
+    /// `hits[i]` belongs to query i; best first.
+    pub hits: Vec<Vec<Hit>>,
+    /// What it cost.
+    pub usage: Usage,
+}
+
+/// Size, memory and use of a collection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CollectionStatistics {
+    /// Its name.
+    pub name: String,
+    /// Elements of every vector.
+    pub dimension: u32,
+    /// How nearness is measured.
+    pub metric: Metric,
+    /// Points in it.
+    pub points: u64,
+    /// Bytes of device memory.
+    pub device_bytes: u64,
+    /// Bytes on disk.
+    pub disk_bytes: u64,
+    /// Queries answered since the server started.
+    pub queries: u64,
+    /// Where it is searched.
+    pub device: String,
+}

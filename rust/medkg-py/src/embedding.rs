@@ -1,0 +1,203 @@
+//! The Rust half of `EmbeddingClient` and `AsyncEmbeddingClient`.
+
+use medkg_client::Service;
+use medkg_client::service::embedding::{
+    Dtype, EmbedRequest, Embeddings, SparseEmbeddings, SparseRequest, TokenizerFile,
+};
+use numpy::PyArray1;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::arguments::{Arguments, CallTuple};
+use crate::process::PerProcess;
+use crate::running::{Mode, run};
+use crate::{arrays, config, results};
+
+/// Texts to vectors; methods return answers.
+#[pyclass(subclass, frozen, module = "medkg._core")]
+pub(crate) struct Embedding {
+    clients: PerProcess,
+    mode: Mode,
+}
+
+/// Texts to vectors; methods return awaitables.
+#[pyclass(extends = Embedding, frozen, module = "medkg._core")]
+pub(crate) struct AsyncEmbedding;
+
+#[pymethods]
+impl AsyncEmbedding {
+    #[new]
+    fn new(config: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
+        let clients = PerProcess::new(config::read(config)?);
+        let base = Embedding {
+            clients,
+            mode: Mode::Awaitable,
+        };
+        Ok(PyClassInitializer::from(base).add_subclass(Self))
+    }
+}
+
+/// `(model, dtype, truncation, prompt_name, instruction, dimensions)`.
+type How<'py> = (
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+    Option<Bound<'py, PyAny>>,
+);
+
+fn arguments<'py>(py: Python<'py>, method: &'static str) -> Arguments<'py> {
+    Arguments {
+        py,
+        service: Service::Embedding,
+        method,
+    }
+}
+
+#[pymethods]
+impl Embedding {
+    #[new]
+    fn new(config: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            clients: PerProcess::new(config::read(config)?),
+            mode: Mode::Blocking,
+        })
+    }
+
+    /// See `EmbeddingClient.embed`.
+    fn embed<'py>(
+        &self,
+        py: Python<'py>,
+        call: CallTuple,
+        texts: &Bound<'py, PyAny>,
+        how: How<'py>,
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "GenerateEmbeddings");
+        let options = arguments.call(call)?;
+        let (model, dtype, truncation, prompt_name, instruction, dimensions) = how;
+        let dtype = dtype.map(|name| self::dtype(arguments, &name)).transpose()?;
+        let truncation = arguments.truncation(truncation.as_deref())?;
+        let prompt_name = arguments.optional_string("prompt_name", prompt_name.as_ref())?;
+        let instruction = arguments.optional_string("instruction", instruction.as_ref())?;
+        let dimensions = arguments.optional_count("dimensions", dimensions.as_ref())?;
+        let texts = arguments.strings("texts", texts)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |progress| async move {
+            let request = EmbedRequest {
+                texts,
+                model,
+                dtype,
+                truncation,
+                prompt_name,
+                instruction,
+                dimensions,
+                progress,
+            };
+            client.embedding().embed(request, &options).await
+        };
+        run(py, &process, self.mode, progress, start, embeddings)
+    }
+
+    /// See `EmbeddingClient.embed_sparse`; `how` is `(model, truncation, max_terms)`.
+    fn embed_sparse<'py>(
+        &self,
+        py: Python<'py>,
+        call: CallTuple,
+        texts: &Bound<'py, PyAny>,
+        how: (Option<String>, Option<String>, Option<Bound<'py, PyAny>>),
+        progress: Option<Py<PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "GenerateSparseEmbeddings");
+        let options = arguments.call(call)?;
+        let (model, truncation, max_terms) = how;
+        let truncation = arguments.truncation(truncation.as_deref())?;
+        let max_terms = arguments.optional_count("max_terms", max_terms.as_ref())?;
+        let texts = arguments.strings("texts", texts)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |progress| async move {
+            let request = SparseRequest {
+                texts,
+                model,
+                truncation,
+                max_terms,
+                progress,
+            };
+            client.embedding().embed_sparse(request, &options).await
+        };
+        run(py, &process, self.mode, progress, start, sparse)
+    }
+
+    /// See `EmbeddingClient.models`.
+    fn models(&self, py: Python<'_>, call: CallTuple) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "ListModels").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.embedding().models(&options).await };
+        run(py, &process, self.mode, None, start, results::models)
+    }
+
+    /// See `EmbeddingClient.tokenizer`.
+    fn tokenizer(&self, py: Python<'_>, call: CallTuple, model: Option<String>) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "GetTokenizer").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.embedding().tokenizer(model, &options).await };
+        run(py, &process, self.mode, None, start, tokenizer)
+    }
+
+    /// Lets the connections go.
+    fn close(&self) {
+        self.clients.close();
+    }
+}
+
+fn dtype(arguments: Arguments<'_>, name: &str) -> PyResult<Dtype> {
+    let found = Dtype::ALL.into_iter().find(|dtype| dtype.as_str() == name);
+    found.ok_or_else(|| {
+        let known = Dtype::ALL.map(|dtype| format!("{:?}", dtype.as_str())).join(", ");
+        arguments.invalid("dtype", &format!("is {name:?}; give one of {known}"))
+    })
+}
+
+fn embeddings(py: Python<'_>, answer: Embeddings) -> PyResult<Py<PyAny>> {
+    let dtype = answer.vectors.dtype().as_str();
+    let (vectors, scales) = arrays::vectors(py, answer.vectors, answer.rows)?;
+    let result = results::class(py, "EmbeddingResult")?.call1((
+        vectors,
+        PyArray1::from_vec(py, answer.token_counts),
+        answer.truncated,
+        answer.model,
+        answer.model_digest,
+        results::usage(py, &answer.usage)?,
+        answer.request_id,
+        answer.trace_id,
+        dtype,
+        answer.dimension,
+        scales,
+    ))?;
+    Ok(result.unbind())
+}
+
+fn sparse(py: Python<'_>, answer: SparseEmbeddings) -> PyResult<Py<PyAny>> {
+    let result = results::class(py, "SparseEmbeddingResult")?.call1((
+        PyArray1::from_vec(py, answer.offsets),
+        PyArray1::from_vec(py, answer.token_ids),
+        PyArray1::from_vec(py, answer.weights),
+        answer.dimension,
+        PyArray1::from_vec(py, answer.token_counts),
+        answer.truncated,
+        answer.model,
+        answer.model_digest,
+        results::usage(py, &answer.usage)?,
+        answer.request_id,
+        answer.trace_id,
+    ))?;
+    Ok(result.unbind())
+}
+
+fn tokenizer(py: Python<'_>, file: TokenizerFile) -> PyResult<Py<PyAny>> {
+    let json = PyBytes::new(py, &file.json);
+    Ok(results::class(py, "TokenizerFile")?
+        .call1((json, file.model, file.model_digest))?
+        .unbind())
+}

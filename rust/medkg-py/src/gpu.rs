@@ -1,0 +1,148 @@
+//! The Rust half of `GpuClient` and `AsyncGpuClient`.
+
+use medkg_client::Service;
+use medkg_client::service::gpu::{AllocateRequest, DeviceInfo, GpuStatus, Lease};
+use pyo3::IntoPyObjectExt as _;
+use pyo3::prelude::*;
+use pyo3::types::PyList;
+
+use crate::arguments::{Arguments, CallTuple};
+use crate::process::PerProcess;
+use crate::running::{Mode, run};
+use crate::{config, results};
+
+/// The device; methods return answers.
+#[pyclass(subclass, frozen, module = "medkg._core")]
+pub(crate) struct Gpu {
+    clients: PerProcess,
+    mode: Mode,
+}
+
+/// The device; methods return awaitables.
+#[pyclass(extends = Gpu, frozen, module = "medkg._core")]
+pub(crate) struct AsyncGpu;
+
+#[pymethods]
+impl AsyncGpu {
+    #[new]
+    fn new(config: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
+        let clients = PerProcess::new(config::read(config)?);
+        let base = Gpu {
+            clients,
+            mode: Mode::Awaitable,
+        };
+        Ok(PyClassInitializer::from(base).add_subclass(Self))
+    }
+}
+
+fn arguments<'py>(py: Python<'py>, method: &'static str) -> Arguments<'py> {
+    Arguments {
+        py,
+        service: Service::Gpu,
+        method,
+    }
+}
+
+#[pymethods]
+impl Gpu {
+    #[new]
+    fn new(config: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            clients: PerProcess::new(config::read(config)?),
+            mode: Mode::Blocking,
+        })
+    }
+
+    /// See `GpuClient.status`.
+    fn status(&self, py: Python<'_>, call: CallTuple) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "GetStatus").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.gpu().status(&options).await };
+        run(py, &process, self.mode, None, start, status)
+    }
+
+    /// See `GpuClient.devices`.
+    fn devices(&self, py: Python<'_>, call: CallTuple) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "ListDevices").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.gpu().devices(&options).await };
+        run(py, &process, self.mode, None, start, devices)
+    }
+
+    /// See `GpuClient.allocate`.
+    fn allocate(
+        &self,
+        py: Python<'_>,
+        call: CallTuple,
+        memory_bytes: u64,
+        device: Option<String>,
+        ttl: Option<f64>,
+        owner: String,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "AllocateGPU");
+        let options = arguments.call(call)?;
+        let ttl = ttl.map(|seconds| arguments.seconds("ttl", seconds)).transpose()?;
+        let (process, client) = self.clients.client(py)?;
+        let request = AllocateRequest {
+            memory_bytes,
+            device,
+            ttl,
+            owner,
+        };
+        let start = move |_| async move { client.gpu().allocate(request, &options).await };
+        run(py, &process, self.mode, None, start, lease)
+    }
+
+    /// See `GpuClient.release`.
+    fn release(&self, py: Python<'_>, call: CallTuple, lease_id: String) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "ReleaseGPU").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.gpu().release(lease_id, &options).await };
+        run(py, &process, self.mode, None, start, |py, freed: u64| {
+            freed.into_py_any(py)
+        })
+    }
+
+    /// Lets the connections go.
+    fn close(&self) {
+        self.clients.close();
+    }
+}
+
+fn status(py: Python<'_>, status: GpuStatus) -> PyResult<Py<PyAny>> {
+    let fields = (
+        status.state.as_str(),
+        status.requested_device,
+        status.active_device,
+        status.detail,
+        status.server_version,
+        status.roles,
+        status.uptime.as_secs_f64(),
+        status.threads,
+    );
+    Ok(results::class(py, "GpuStatus")?.call1(fields)?.unbind())
+}
+
+fn devices(py: Python<'_>, devices: Vec<DeviceInfo>) -> PyResult<Py<PyAny>> {
+    let class = results::class(py, "DeviceInfo")?;
+    let list = PyList::empty(py);
+    for device in devices {
+        let DeviceInfo {
+            id,
+            kind,
+            name,
+            total_memory_bytes,
+            leased_memory_bytes,
+            active,
+            ..
+        } = device;
+        list.append(class.call1((id, kind, name, total_memory_bytes, leased_memory_bytes, active))?)?;
+    }
+    Ok(list.into_any().unbind())
+}
+
+fn lease(py: Python<'_>, lease: Lease) -> PyResult<Py<PyAny>> {
+    // `SystemTime` becomes an aware datetime in UTC.
+    let fields = (lease.lease_id, lease.device, lease.memory_bytes, lease.expires_at);
+    Ok(results::class(py, "Lease")?.call1(fields)?.unbind())
+}

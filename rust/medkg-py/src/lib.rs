@@ -1,0 +1,45 @@
+//! The Python extension `medkg._core`: converts arguments, releases the GIL, calls `medkg-client`, converts the answer.
+//!
+//! No default, timeout or retry lives here; those are the client's. Every method exists once and serves the blocking and
+//! the awaitable class alike (`running`). The tokio runtime and the connections belong to one process and are made when
+//! the first call needs them (`process`), so a forked child starts afresh and importing the module starts nothing.
+//!
+//! Only `medkg/client.py` imports this module. Its classes are the Rust half of the classes there.
+//!
+//! `unsafe` appears only in what PyO3's macros expand to.
+
+mod arguments;
+mod arrays;
+mod config;
+mod embedding;
+mod errors;
+mod gpu;
+mod process;
+mod reranking;
+mod results;
+mod running;
+mod vector;
+
+/// The Rust half of medkg's clients.
+#[pyo3::pymodule]
+mod _core {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::embedding::{AsyncEmbedding, Embedding};
+    #[pymodule_export]
+    use crate::gpu::{AsyncGpu, Gpu};
+    #[pymodule_export]
+    use crate::process::after_fork_in_child;
+    #[pymodule_export]
+    use crate::process::before_exit;
+    #[pymodule_export]
+    use crate::reranking::{AsyncReranking, Reranking};
+    #[pymodule_export]
+    use crate::vector::{AsyncVector, Vector};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

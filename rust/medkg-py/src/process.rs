@@ -1,0 +1,213 @@
+//! What belongs to one process: the tokio runtime, the endpoints, and every client made from them.
+//!
+//! After a fork only the forking thread lives on in the child. The parent's runtime has no threads there, and a lock that
+//! one of them held stays held for ever; so a child must neither use what it inherited nor drop it. Everything here is
+//! tagged with the process it was made in, is made when it is first needed, and is forgotten, never dropped, where the
+//! tag does not match. The globals are swapped atomically instead of locked, so that there is no lock to inherit.
+//!
+//! The tag is the process id and a count of forks: an id alone could come back after the processes between are gone.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+use medkg_client::{Client, ClientConfig, Endpoints};
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+use crate::errors;
+
+/// Threads that drive I/O. They wait for sockets and copy bytes; one more lets a large answer be decoded meanwhile.
+const WORKER_THREADS: usize = 2;
+
+static CURRENT: ArcSwapOption<Process> = ArcSwapOption::const_empty();
+static FORKS: AtomicU64 = AtomicU64::new(0);
+static HOOKED: AtomicBool = AtomicBool::new(false);
+/// Threads of ours that are inside the interpreter, and whether it is about to go away.
+static INSIDE: AtomicUsize = AtomicUsize::new(0);
+static LEAVING: AtomicBool = AtomicBool::new(false);
+/// Handing an answer over takes microseconds; this bounds the end of the process whatever happens.
+const LEAVE: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tag {
+    pid: u32,
+    forks: u64,
+}
+
+impl Tag {
+    fn now() -> Self {
+        Self {
+            pid: std::process::id(),
+            forks: FORKS.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Counts a fork; called by Python in the child.
+#[pyfunction]
+pub(crate) fn after_fork_in_child() {
+    FORKS.fetch_add(1, Ordering::Relaxed);
+    // Those threads are the parent's.
+    INSIDE.store(0, Ordering::SeqCst);
+}
+
+/// Waits for our threads to leave the interpreter and lets no more in; called by `atexit`. A thread that asks for the GIL
+/// after finalisation has begun is ended by Python in the middle of Rust frames, which aborts the process.
+#[pyfunction]
+pub(crate) fn before_exit(py: Python<'_>) {
+    LEAVING.store(true, Ordering::SeqCst);
+    py.detach(|| {
+        let deadline = Instant::now() + LEAVE;
+        while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    });
+}
+
+/// Runs `work` with the GIL on a thread of ours; none if the interpreter is going away.
+pub(crate) fn attached<R>(work: impl FnOnce(Python<'_>) -> R) -> Option<R> {
+    INSIDE.fetch_add(1, Ordering::SeqCst);
+    let result = if LEAVING.load(Ordering::SeqCst) {
+        None
+    } else {
+        Python::try_attach(work)
+    };
+    INSIDE.fetch_sub(1, Ordering::SeqCst);
+    result
+}
+
+/// What belongs to one process.
+#[derive(Debug)]
+pub(crate) struct Process {
+    tag: Tag,
+    runtime: tokio::runtime::Runtime,
+    endpoints: Endpoints,
+}
+
+impl Process {
+    /// This process's, made now if there is none.
+    pub(crate) fn current(py: Python<'_>) -> PyResult<Arc<Self>> {
+        loop {
+            let seen = CURRENT.load_full();
+            let tag = Tag::now();
+            if let Some(process) = seen.as_ref().filter(|process| process.tag == tag) {
+                return Ok(Arc::clone(process));
+            }
+            hook(py)?;
+            let fresh = Arc::new(Self::new(tag)?);
+            if let Some(inherited) = &seen {
+                // Its count never reaches zero again, so it is never dropped.
+                std::mem::forget(Arc::clone(inherited));
+            }
+            let previous = CURRENT.compare_and_swap(&seen, Some(Arc::clone(&fresh)));
+            let swapped = match (&seen, previous.as_ref()) {
+                (None, None) => true,
+                (Some(seen), Some(previous)) => Arc::ptr_eq(seen, previous),
+                _ => false,
+            };
+            if swapped {
+                return Ok(fresh);
+            }
+            // Another thread was first; this runtime has nothing to do.
+            if let Some(process) = Arc::into_inner(fresh) {
+                process.runtime.shutdown_background();
+            }
+        }
+    }
+
+    fn new(tag: Tag) -> PyResult<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(WORKER_THREADS)
+            .thread_name("medkg")
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(|error| PyRuntimeError::new_err(format!("medkg cannot start its I/O threads: {error}")))?;
+        Ok(Self {
+            tag,
+            runtime,
+            endpoints: Endpoints::default(),
+        })
+    }
+
+    pub(crate) fn handle(&self) -> &tokio::runtime::Handle {
+        self.runtime.handle()
+    }
+}
+
+fn hook(py: Python<'_>) -> PyResult<()> {
+    if !HOOKED.swap(true, Ordering::Relaxed) {
+        let hook = py.import("medkg._core")?.getattr("after_fork_in_child")?;
+        let hooks = pyo3::types::PyDict::new(py);
+        hooks.set_item("after_in_child", hook)?;
+        py.import("os")?.call_method("register_at_fork", (), Some(&hooks))?;
+        let leave = py.import("medkg._core")?.getattr("before_exit")?;
+        py.import("atexit")?.call_method1("register", (leave,))?;
+    }
+    Ok(())
+}
+
+#[derive(Debug)]
+struct Made {
+    tag: Tag,
+    client: Client,
+}
+
+/// A configuration, and the clients made from it: one per process.
+#[derive(Debug)]
+pub(crate) struct PerProcess {
+    config: ClientConfig,
+    made: ArcSwapOption<Made>,
+    closed: AtomicBool,
+}
+
+impl PerProcess {
+    pub(crate) fn new(config: ClientConfig) -> Self {
+        Self {
+            config,
+            made: ArcSwapOption::empty(),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// This process and its client.
+    pub(crate) fn client(&self, py: Python<'_>) -> PyResult<(Arc<Process>, Client)> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(errors::closed(py));
+        }
+        let process = Process::current(py)?;
+        if let Some(made) = self.made.load_full().filter(|made| made.tag == process.tag) {
+            return Ok((process, made.client.clone()));
+        }
+        let client =
+            Client::new(self.config.clone(), &process.endpoints).map_err(|error| errors::config(py, &error))?;
+        let made = Made {
+            tag: process.tag,
+            client: client.clone(),
+        };
+        self.replace(Some(Arc::new(made)));
+        Ok((process, client))
+    }
+
+    /// Lets the connections go; further calls are refused.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.replace(None);
+    }
+
+    fn replace(&self, made: Option<Arc<Made>>) {
+        if let Some(old) = self.made.swap(made)
+            && old.tag != Tag::now()
+        {
+            std::mem::forget(old);
+        }
+    }
+}
+
+impl Drop for PerProcess {
+    fn drop(&mut self) {
+        self.replace(None);
+    }
+}

@@ -1,0 +1,263 @@
+//! The Rust half of `VectorClient` and `AsyncVectorClient`.
+
+use medkg_client::Service;
+use medkg_client::service::vector::{
+    CollectionInfo, CollectionStatistics, Hits, Metric, Points, SearchRequest, Upserted,
+};
+use pyo3::IntoPyObjectExt as _;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+
+use crate::arguments::{Arguments, CallTuple};
+use crate::process::PerProcess;
+use crate::running::{Mode, run};
+use crate::{arrays, config, results};
+
+/// Vector search; methods return answers.
+#[pyclass(subclass, frozen, module = "medkg._core")]
+pub(crate) struct Vector {
+    clients: PerProcess,
+    mode: Mode,
+}
+
+/// Vector search; methods return awaitables.
+#[pyclass(extends = Vector, frozen, module = "medkg._core")]
+pub(crate) struct AsyncVector;
+
+#[pymethods]
+impl AsyncVector {
+    #[new]
+    fn new(config: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
+        let clients = PerProcess::new(config::read(config)?);
+        let base = Vector {
+            clients,
+            mode: Mode::Awaitable,
+        };
+        Ok(PyClassInitializer::from(base).add_subclass(Self))
+    }
+}
+
+fn arguments<'py>(py: Python<'py>, method: &'static str) -> Arguments<'py> {
+    Arguments {
+        py,
+        service: Service::Vector,
+        method,
+    }
+}
+
+#[pymethods]
+impl Vector {
+    #[new]
+    fn new(config: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            clients: PerProcess::new(config::read(config)?),
+            mode: Mode::Blocking,
+        })
+    }
+
+    /// See `VectorClient.create_collection`.
+    fn create_collection(
+        &self,
+        py: Python<'_>,
+        call: CallTuple,
+        name: String,
+        dimension: u32,
+        metric: &str,
+        exist_ok: bool,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "CreateCollection");
+        let options = arguments.call(call)?;
+        let metric = match metric {
+            "cosine" => Metric::Cosine,
+            "dot" => Metric::Dot,
+            "l2" => Metric::L2,
+            other => {
+                let what = format!("is {other:?}; give \"cosine\", \"dot\" or \"l2\"");
+                return Err(arguments.invalid("metric", &what));
+            }
+        };
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move {
+            client
+                .vector()
+                .create_collection(name, dimension, metric, exist_ok, &options)
+                .await
+        };
+        run(py, &process, self.mode, None, start, |py, info| {
+            Ok(collection(py, info)?.unbind())
+        })
+    }
+
+    /// See `VectorClient.collections`.
+    fn collections(&self, py: Python<'_>, call: CallTuple) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "ListCollections").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().collections(&options).await };
+        run(
+            py,
+            &process,
+            self.mode,
+            None,
+            start,
+            |py, found: Vec<CollectionInfo>| {
+                let list = PyList::empty(py);
+                for info in found {
+                    list.append(collection(py, info)?)?;
+                }
+                Ok(list.into_any().unbind())
+            },
+        )
+    }
+
+    /// See `VectorClient.drop_collection`.
+    fn drop_collection(&self, py: Python<'_>, call: CallTuple, name: String) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "DropCollection").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().drop_collection(name, &options).await };
+        run(py, &process, self.mode, None, start, |py, removed: u64| {
+            removed.into_py_any(py)
+        })
+    }
+
+    /// See `VectorClient.upsert`.
+    fn upsert<'py>(
+        &self,
+        py: Python<'py>,
+        call: CallTuple,
+        name: String,
+        ids: &Bound<'py, PyAny>,
+        vectors: &Bound<'py, PyAny>,
+        payloads: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "UpsertVectors");
+        let options = arguments.call(call)?;
+        let points = Points {
+            ids: arguments.strings("ids", ids)?,
+            vectors: arrays::matrix(arguments, "vectors", vectors, false)?,
+            payloads: payloads.map(|payloads| to_json(arguments, payloads)).transpose()?,
+        };
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().upsert(name, points, &options).await };
+        run(py, &process, self.mode, None, start, |py, done: Upserted| {
+            Ok(results::class(py, "UpsertResult")?
+                .call1((done.inserted, done.replaced))?
+                .unbind())
+        })
+    }
+
+    /// See `VectorClient.delete`.
+    fn delete<'py>(
+        &self,
+        py: Python<'py>,
+        call: CallTuple,
+        name: String,
+        ids: &Bound<'py, PyAny>,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "DeleteVectors");
+        let options = arguments.call(call)?;
+        let ids = arguments.strings("ids", ids)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().delete(name, ids, &options).await };
+        run(py, &process, self.mode, None, start, |py, deleted: u64| {
+            deleted.into_py_any(py)
+        })
+    }
+
+    /// See `VectorClient.search`.
+    fn search<'py>(
+        &self,
+        py: Python<'py>,
+        call: CallTuple,
+        name: String,
+        queries: &Bound<'py, PyAny>,
+        k: u32,
+        with_payload: bool,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "SearchVectors");
+        let options = arguments.call(call)?;
+        let queries = arrays::matrix(arguments, "queries", queries, true)?;
+        let request = SearchRequest {
+            collection: name,
+            queries,
+            k,
+            with_payload,
+        };
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().search(request, &options).await };
+        run(py, &process, self.mode, None, start, hits)
+    }
+
+    /// See `VectorClient.statistics`.
+    fn statistics(&self, py: Python<'_>, call: CallTuple, name: String) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "GetCollectionStatistics").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().statistics(name, &options).await };
+        run(py, &process, self.mode, None, start, statistics)
+    }
+
+    /// Lets the connections go.
+    fn close(&self) {
+        self.clients.close();
+    }
+}
+
+/// Payloads as JSON objects; None becomes an empty string, which the wire takes for "none".
+fn to_json(arguments: Arguments<'_>, payloads: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
+    let py = arguments.py;
+    let dumps = py.import("json")?.getattr("dumps")?;
+    let how = PyDict::new(py);
+    how.set_item("ensure_ascii", false)?;
+    how.set_item("allow_nan", false)?;
+    let mut texts = Vec::with_capacity(payloads.len().unwrap_or(0));
+    for (index, payload) in payloads.try_iter()?.enumerate() {
+        let payload = payload?;
+        if payload.is_none() {
+            texts.push(String::new());
+            continue;
+        }
+        let field = || format!("payloads[{index}]");
+        let Ok(object) = py.get_type::<PyDict>().call1((&payload,)) else {
+            let class = payload.get_type().name()?;
+            return Err(arguments.invalid(&field(), &format!("is a {class}; give a mapping or None")));
+        };
+        let text = dumps
+            .call((object,), Some(&how))
+            .map_err(|error| arguments.invalid(&field(), &format!("cannot be written as JSON: {}", error.value(py))))?;
+        texts.push(arguments.string(field, &text)?);
+    }
+    Ok(texts)
+}
+
+fn collection(py: Python<'_>, info: CollectionInfo) -> PyResult<Bound<'_, PyAny>> {
+    results::class(py, "CollectionInfo")?.call1((info.name, info.dimension, info.metric.as_str(), info.created))
+}
+
+fn hits(py: Python<'_>, answer: Hits) -> PyResult<Py<PyAny>> {
+    let class = results::class(py, "Hit")?;
+    let loads = py.import("json")?.getattr(intern!(py, "loads"))?;
+    let all = PyList::empty(py);
+    for found in answer.hits {
+        let list = PyList::empty(py);
+        for hit in found {
+            let payload = hit.payload.map(|payload| loads.call1((payload,))).transpose()?;
+            list.append(class.call1((hit.id, hit.score, payload))?)?;
+        }
+        all.append(list)?;
+    }
+    Ok(all.into_any().unbind())
+}
+
+fn statistics(py: Python<'_>, found: CollectionStatistics) -> PyResult<Py<PyAny>> {
+    let fields = (
+        found.name,
+        found.dimension,
+        found.metric.as_str(),
+        found.points,
+        found.device_bytes,
+        found.disk_bytes,
+        found.queries,
+        found.device,
+    );
+    Ok(results::class(py, "CollectionStatistics")?.call1(fields)?.unbind())
+}

@@ -1,0 +1,55 @@
+//! Who is at the other end of a connection.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rustls_pki_types::CertificateDer;
+use x509_cert::Certificate;
+use x509_cert::der::Decode as _;
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
+
+/// The names in a peer's certificate, which the handshake has verified.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PeerIdentity {
+    /// Distinguished name as text, e.g. `CN=dagster-worker,O=Clinic`.
+    pub subject: String,
+    /// DNS names of the subject alternative name.
+    pub dns_names: Vec<String>,
+    /// URIs of the subject alternative name, e.g. a SPIFFE id.
+    pub uris: Vec<String>,
+}
+
+impl PeerIdentity {
+    /// From a certificate. One that cannot be read gives no names at all.
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Self {
+        let Ok(certificate) = Certificate::from_der(certificate) else {
+            return Self::default();
+        };
+        let mut identity = Self {
+            subject: certificate.tbs_certificate.subject.to_string(),
+            ..Self::default()
+        };
+        if let Ok(Some((_, names))) = certificate.tbs_certificate.get::<SubjectAltName>() {
+            for name in names.0 {
+                match name {
+                    GeneralName::DnsName(dns) => identity.dns_names.push(dns.to_string()),
+                    GeneralName::UniformResourceIdentifier(uri) => identity.uris.push(uri.to_string()),
+                    _ => {}
+                }
+            }
+        }
+        identity
+    }
+}
+
+/// What is known of a connection; in the extensions of each of its tonic requests.
+#[derive(Debug, Clone)]
+pub struct PeerInfo {
+    /// Address of the peer.
+    pub remote_addr: Option<SocketAddr>,
+    /// Address that it connected to.
+    pub local_addr: Option<SocketAddr>,
+    /// Its verified names; `None` where no client certificate is asked for.
+    pub identity: Option<Arc<PeerIdentity>>,
+}

@@ -1,0 +1,181 @@
+"""Forked children use a client that their parent has used, and never hang."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from medkg.local import LocalServer
+
+PRELUDE = """
+    import os, sys, threading, time, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 on: fork in a process with threads, which is the point
+    import medkg
+
+    services = medkg.connect(address=sys.argv[1], tenant="demo", timeout=20)
+
+    def in_child(work):
+        '''Runs work in a forked child; gives what it returned, as text.'''
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(read)
+            try:
+                answer = str(work())
+            except BaseException as error:
+                answer = f"{type(error).__name__}: {error}"
+            os.write(write, answer.encode())
+            os._exit(0)
+        os.close(write)
+        with os.fdopen(read) as pipe:
+            answer = pipe.read()
+        assert os.waitpid(child, 0)[1] == 0
+        return answer
+"""
+
+CALL = "services.gpu.status().state"
+
+
+def run(script: Callable[..., Any], server: LocalServer, body: str) -> list[str]:
+    done = script(PRELUDE + body, server.address).finish(limit=90.0)
+    assert done.status == 0, done.err
+    return done.out.splitlines()
+
+
+def test_a_child_of_an_idle_parent(script: Callable[..., Any], server: LocalServer) -> None:
+    lines = run(
+        script,
+        server,
+        f"""
+    print({CALL})
+    for _ in range(10):
+        print(in_child(lambda: {CALL}))
+    print({CALL})
+    """,
+    )
+    assert lines == ["ready"] * 12
+
+
+def test_a_child_of_a_parent_that_is_in_the_middle_of_calls(script: Callable[..., Any], server: LocalServer) -> None:
+    lines = run(
+        script,
+        server,
+        f"""
+    stop = threading.Event()
+    made = 0
+    def busy():
+        global made
+        while not stop.is_set():
+            services.gpu.status()
+            made += 1
+    threads = [threading.Thread(target=busy) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(20):
+        print(in_child(lambda: {CALL}))
+    before = made
+    while made == before:
+        time.sleep(0.01)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    print({CALL})
+    """,
+    )
+    assert lines == ["ready"] * 21
+
+
+def test_a_child_of_a_child(script: Callable[..., Any], server: LocalServer) -> None:
+    lines = run(
+        script,
+        server,
+        f"""
+    {CALL}
+    print(in_child(lambda: in_child(lambda: in_child(lambda: {CALL}) + {CALL}) + {CALL}) + {CALL})
+    """,
+    )
+    assert lines == ["ready" * 4]
+
+
+def test_a_child_may_drop_what_it_inherited_and_leave_normally(script: Callable[..., Any], server: LocalServer) -> None:
+    lines = run(
+        script,
+        server,
+        f"""
+    import gc
+    {CALL}
+    def leave():
+        global services
+        services.close()
+        del services
+        gc.collect()
+        return medkg.connect(address=sys.argv[1], tenant="demo").gpu.status().state
+    for _ in range(5):
+        print(in_child(leave), flush=True)
+    child = os.fork()
+    if child == 0:
+        sys.exit(7)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """,
+    )
+    assert lines == ["ready"] * 5 + ["7"]
+
+
+def test_children_give_their_calls_names_of_their_own(script: Callable[..., Any], server: LocalServer) -> None:
+    lines = run(
+        script,
+        server,
+        """
+    services.gpu.status()
+    def name():
+        try:
+            services.embedding.embed([""])
+        except medkg.ValidationError as error:
+            return error.trace_id + error.request_id
+    print(*(in_child(name) for _ in range(5)), name())
+    """,
+    )
+    names = lines[0].split()
+    assert len(set(names)) == 6
+    assert all(len(name) == 64 for name in names)
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_clients_travel_to_the_processes_of_a_pool(
+    script: Callable[..., Any], server: LocalServer, method: str
+) -> None:
+    lines = run(
+        script,
+        server,
+        f"""
+    import concurrent.futures, multiprocessing, operator
+    if __name__ == "__main__":
+        services.gpu.status()
+        context = multiprocessing.get_context({method!r})
+        with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
+            for status in pool.map(operator.methodcaller("status"), [services.gpu] * 6):
+                print(status.state)
+    """,
+    )
+    assert lines == ["ready"] * 6
+
+
+def test_asyncio_in_a_child_of_a_parent_that_used_asyncio(script: Callable[..., Any], server: LocalServer) -> None:
+    lines = run(
+        script,
+        server,
+        """
+    import asyncio
+    aservices = medkg.connect_async(services.config)
+    async def call():
+        return (await aservices.gpu.status()).state
+    print(asyncio.run(call()))
+    for _ in range(5):
+        print(in_child(lambda: asyncio.run(call())))
+    """,
+    )
+    assert lines == ["ready"] * 6

@@ -1,0 +1,195 @@
+"""The Dagster projects that the tests run; step processes import this file by its path.
+
+What changes from test to test comes in by run configuration. A run's tag names a folder in which its steps leave
+marks: files that tell the test, in another process, how far a step has come. (A tag and no environment variable: steps
+are forked from a process that keeps the environment it was started with.)
+"""
+
+import time
+from pathlib import Path
+
+import dagster as dg
+
+import medkg
+from medkg.dagster import GpuServicesResource, RunServices, forkserver_executor, gpu_fail_fast, medkg_assets
+
+MARKS_TAG = "medkg-test/marks"
+WAIT = 120.0
+
+QUICK = gpu_fail_fast(forkserver_executor)
+STOCK = gpu_fail_fast()
+
+
+def mark(context: dg.OpExecutionContext, name: str) -> None:
+    """Adds a line to a mark."""
+    with Path(context.run.tags[MARKS_TAG], name).open("a", encoding="utf-8") as file:
+        file.write("x\n")
+
+
+def wait_for_mark(context: dg.OpExecutionContext, name: str) -> None:
+    """Waits until another step has left a mark."""
+    path = Path(context.run.tags[MARKS_TAG], name)
+    deadline = time.monotonic() + WAIT
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(name)
+        time.sleep(0.02)
+
+
+def pipeline() -> dg.JobDefinition:
+    """The example's assets, with documents and questions from the run configuration."""
+    definitions = dg.Definitions(
+        assets=medkg_assets(documents="documents-come-from-the-run-configuration", collection="test"),
+        jobs=[dg.define_asset_job("literature")],
+        resources={"gpu_services": GpuServicesResource()},
+        executor=QUICK,
+    )
+    return definitions.resolve_job_def("literature")
+
+
+@dg.op(retry_policy=dg.RetryPolicy(max_retries=3), pool="gpu")
+def embed_beside_a_sibling(context: dg.OpExecutionContext, gpu_services: GpuServicesResource) -> None:
+    """Calls the server once its sibling is at work; would be retried by its policy."""
+    mark(context, "embed")
+    wait_for_mark(context, "sibling")
+    with gpu_services.for_run(context) as run:
+        run.embedding.embed(["acute kidney injury"])
+
+
+@dg.op(retry_policy=dg.RetryPolicy(max_retries=3), pool="gpu")
+def raw_embed_beside_a_sibling(context: dg.OpExecutionContext, gpu_services: GpuServicesResource) -> None:
+    """The same without `for_run`: the client's error reaches Dagster as it is."""
+    mark(context, "embed")
+    wait_for_mark(context, "sibling")
+    gpu_services.connect().embedding.embed(["acute kidney injury"])
+
+
+@dg.op(pool="gpu")
+def sibling(context: dg.OpExecutionContext) -> str:
+    """Works, with nothing to do with the GPU failure, for longer than the test lasts."""
+    mark(context, "sibling")
+    wait_for_mark(context, "nobody-leaves-this-mark")
+    mark(context, "sibling-done")
+    return "done"
+
+
+@dg.op
+def after_sibling(context: dg.OpExecutionContext, done: str) -> None:
+    """Must never start."""
+    mark(context, f"after-sibling-{done}")
+
+
+def gpu_job() -> dg.JobDefinition:
+    """A GPU failure beside a sibling."""
+
+    @dg.job(executor_def=QUICK, resource_defs={"gpu_services": GpuServicesResource()})
+    def gpu_failure() -> None:
+        embed_beside_a_sibling()
+        after_sibling(sibling())
+
+    return gpu_failure
+
+
+def stock_gpu_job() -> dg.JobDefinition:
+    """The same under Dagster's own default executor, which can also run in process."""
+
+    @dg.job(executor_def=STOCK, resource_defs={"gpu_services": GpuServicesResource()})
+    def stock_gpu_failure() -> None:
+        embed_beside_a_sibling()
+        after_sibling(sibling())
+
+    return stock_gpu_failure
+
+
+def raw_gpu_job() -> dg.JobDefinition:
+    """The same again, from an op that lets the client's error through."""
+
+    @dg.job(executor_def=STOCK, resource_defs={"gpu_services": GpuServicesResource()})
+    def raw_gpu_failure() -> None:
+        raw_embed_beside_a_sibling()
+        after_sibling(sibling())
+
+    return raw_gpu_failure
+
+
+@dg.op
+def embed_once(context: dg.OpExecutionContext, gpu_services: GpuServicesResource) -> list[int]:
+    """One call."""
+    mark(context, "attempt")
+    with gpu_services.for_run(context) as run:
+        return list(run.embedding.embed(["acute kidney injury"]).vectors.shape)
+
+
+@dg.op(retry_policy=dg.RetryPolicy(max_retries=3))
+def ask_for_an_unknown_model(context: dg.OpExecutionContext, gpu_services: GpuServicesResource) -> None:
+    """Fails for good, under a policy that would retry it."""
+    mark(context, "attempt")
+    with gpu_services.for_run(context) as run:
+        run.embedding.embed(["acute kidney injury"], model="no-such-model")
+
+
+@dg.op
+def call_until_the_breaker_opens(context: dg.OpExecutionContext, gpu_services: GpuServicesResource) -> None:
+    """Goes on after the faults that open the breaker; the call that finds it open ends the step."""
+    mark(context, "attempt")
+    with gpu_services.for_run(context) as run:
+        while not _fails_at_the_network(run):
+            pass
+
+
+def _fails_at_the_network(run: RunServices) -> bool:
+    try:
+        run.embedding.embed(["acute kidney injury"], timeout=5.0)
+    except medkg.CircuitOpenError:
+        raise
+    except medkg.ServiceUnavailableError:
+        return False
+    return True
+
+
+def network_job() -> dg.JobDefinition:
+    """One call, in its own process."""
+
+    @dg.job(executor_def=QUICK, resource_defs={"gpu_services": GpuServicesResource()})
+    def network() -> None:
+        embed_once()
+
+    return network
+
+
+def breaker_job() -> dg.JobDefinition:
+    """Calls that meet an open breaker."""
+
+    @dg.job(executor_def=QUICK, resource_defs={"gpu_services": GpuServicesResource()})
+    def breaker() -> None:
+        call_until_the_breaker_opens()
+
+    return breaker
+
+
+def unknown_model_job() -> dg.JobDefinition:
+    """A failure that waiting does not mend."""
+
+    @dg.job(executor_def=QUICK, resource_defs={"gpu_services": GpuServicesResource()})
+    def unknown_model() -> None:
+        ask_for_an_unknown_model()
+
+    return unknown_model
+
+
+@dg.op
+def blocked_call(context: dg.OpExecutionContext, gpu_services: GpuServicesResource) -> None:
+    """Waits in a call that nobody answers."""
+    mark(context, "blocked")
+    with gpu_services.for_run(context) as run:
+        run.embedding.embed(["acute kidney injury"])
+
+
+def blocked_job() -> dg.JobDefinition:
+    """One call that nobody answers."""
+
+    @dg.job(executor_def=QUICK, resource_defs={"gpu_services": GpuServicesResource()})
+    def blocked() -> None:
+        blocked_call()
+
+    return blocked

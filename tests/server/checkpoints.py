@@ -1,0 +1,84 @@
+"""Small checkpoints with random weights, written by hand: enough to be loaded, told apart, exchanged and broken."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VOCABULARY = 30522
+
+
+class Written(NamedTuple):
+    """A checkpoint."""
+
+    folder: Path
+    digest: str
+    """SHA-256 of its weights."""
+    bytes: int
+    """Of its weights in f32."""
+
+
+def write_bert(folder: Path, tokenizer: Path, *, seed: int, hidden: int = 32) -> Written:
+    """Writes a BERT with one layer; `tokenizer` is a folder with a tokenizer.json of BERT's vocabulary."""
+    random = np.random.default_rng(seed)
+    wide, positions = 2 * hidden, 64
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (VOCABULARY, hidden),
+        "embeddings.position_embeddings.weight": (positions, hidden),
+        "embeddings.token_type_embeddings.weight": (2, hidden),
+    }
+    layer = "encoder.layer.0"
+    for name, outputs, inputs in (
+        (f"{layer}.attention.self.query", hidden, hidden),
+        (f"{layer}.attention.self.key", hidden, hidden),
+        (f"{layer}.attention.self.value", hidden, hidden),
+        (f"{layer}.attention.output.dense", hidden, hidden),
+        (f"{layer}.intermediate.dense", wide, hidden),
+        (f"{layer}.output.dense", hidden, wide),
+    ):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
+    for name in ("embeddings", f"{layer}.attention.output", f"{layer}.output"):
+        shapes[f"{name}.LayerNorm.weight"] = shapes[f"{name}.LayerNorm.bias"] = (hidden,)
+    tensors = {name: random.normal(0, 0.3, shape).astype("<f4") for name, shape in shapes.items()}
+    config = {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        "hidden_act": "gelu",
+        "hidden_size": hidden,
+        "intermediate_size": wide,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": positions,
+        "type_vocab_size": 2,
+        "vocab_size": VOCABULARY,
+        "layer_norm_eps": 1e-12,
+        "pad_token_id": 0,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    shutil.copy(tokenizer / "tokenizer.json", folder)
+    weights = safetensors(tensors)
+    (folder / "model.safetensors").write_bytes(weights)
+    return Written(folder, hashlib.sha256(weights).hexdigest(), sum(tensor.nbytes for tensor in tensors.values()))
+
+
+def safetensors(tensors: dict[str, np.ndarray]) -> bytes:
+    """The file format: the header's length in eight bytes, a JSON header, the data."""
+    header, offset = {}, 0
+    for name, tensor in tensors.items():
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + b"".join(tensor.tobytes() for tensor in tensors.values())
