@@ -18,6 +18,6 @@ fn main() {
         .opt_level(3)
         .include(include.join("torch/csrc/api/include"))
         .include(include)
-        .files(["csrc/attention.cpp", "csrc/kernels.cpp"])
+        .files(["attention", "kernels", "linear", "linear_bf16", "linear_f32"].map(|name| format!("csrc/{name}.cpp")))
         .compile("medkg_kernels");
 }

@@ -7,52 +7,19 @@
 #include "attention.h"
 
 #include <ATen/Parallel.h>
-#include <immintrin.h>
 
 #include <algorithm>
 #include <limits>
 #include <vector>
 
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,fma,avx2")))
+#include "avx512.h"
 
 namespace medkg {
 namespace {
 
-constexpr int64_t kLanes = 16;
 // Queries of a block: 6 rows of 4 vectors are 24 accumulators, which leaves registers for what they are made of.
 constexpr int64_t kRows = 6;
 constexpr int64_t kColumns = 4;
-
-AVX512 inline __m512 load(const float* from) { return _mm512_loadu_ps(from); }
-AVX512 inline __m512 load(const c10::BFloat16* from) {
-  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-AVX512 inline void store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
-AVX512 inline void store(c10::BFloat16* to, __m512 value) {
-  // Round to nearest, ties to even. NaN is made quiet, so that rounding cannot turn it into infinity.
-  const __m512i bits = _mm512_castps_si512(value);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, odd), _mm512_set1_epi32(0x7fff));
-  const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-  const __m512i chosen = _mm512_mask_mov_epi32(rounded, nan, _mm512_set1_epi32(0x7fc00000));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(_mm512_srli_epi32(chosen, 16)));
-}
-
-// e^x for x <= 0: 2^n times a polynomial in the rest (Cephes' coefficients for 2^f, relative error about 2e-7).
-AVX512 inline __m512 exponential(__m512 x) {
-  const __m512 scaled = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f));
-  const __m512 whole = _mm512_roundscale_ps(scaled, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 rest = _mm512_sub_ps(scaled, whole);
-  __m512 sum = _mm512_set1_ps(1.535336188319500e-4f);
-  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.339887440266574e-3f));
-  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(9.618437357674640e-3f));
-  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(5.550332471162809e-2f));
-  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(2.402264791363012e-1f));
-  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(6.931472028550421e-1f));
-  sum = _mm512_fmadd_ps(sum, rest, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(sum, whole);
-}
 
 struct Sight {
   bool causal;
@@ -64,31 +31,108 @@ struct Sight {
   }
 };
 
-// Buffers of one thread: keys transposed [size, padded], values [length, size], queries [rows, size], scores [rows, padded].
+// Buffers of one thread: keys (below), values [length, size], queries [rows, size], scores [rows, padded].
 struct Scratch {
   std::vector<float> keys, values, queries, scores;
 };
 
-// Scores of `rows` queries with every key. padded is a multiple of 64.
-template <int64_t rows>
-AVX512 void scores_of(const float* queries, const float* keys, float* scores, int64_t size, int64_t padded) {
-  for (int64_t column = 0; column < padded; column += kColumns * kLanes) {
-    __m512 sums[rows][kColumns];
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t part = 0; part < kColumns; ++part) sums[row][part] = _mm512_setzero_ps();
-    for (int64_t at = 0; at < size; ++at) {
-      const float* key = keys + at * padded + column;
-      __m512 vectors[kColumns];
-      for (int64_t part = 0; part < kColumns; ++part) vectors[part] = _mm512_loadu_ps(key + part * kLanes);
-      for (int64_t row = 0; row < rows; ++row) {
-        const __m512 query = _mm512_set1_ps(queries[row * size + at]);
-        for (int64_t part = 0; part < kColumns; ++part)
-          sums[row][part] = _mm512_fmadd_ps(query, vectors[part], sums[row][part]);
-      }
+// A square of 16 x 16 f32, rows and columns exchanged.
+AVX512 inline void transpose(__m512 (&rows)[kLanes]) {
+  __m512 pairs[kLanes];
+#pragma GCC unroll 8
+  for (int64_t at = 0; at < kLanes; at += 2) {
+    pairs[at] = _mm512_unpacklo_ps(rows[at], rows[at + 1]);
+    pairs[at + 1] = _mm512_unpackhi_ps(rows[at], rows[at + 1]);
+  }
+#pragma GCC unroll 4
+  for (int64_t at = 0; at < kLanes; at += 4) {
+#pragma GCC unroll 2
+    for (int64_t part = 0; part < 2; ++part) {
+      const __m512d low = _mm512_castps_pd(pairs[at + part]), high = _mm512_castps_pd(pairs[at + 2 + part]);
+      rows[at + 2 * part] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      rows[at + 2 * part + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
     }
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t part = 0; part < kColumns; ++part)
-        _mm512_storeu_ps(scores + row * padded + column + part * kLanes, sums[row][part]);
+  }
+  // rows[4 * q + c] holds columns c, 4 + c, 8 + c, 12 + c of the rows 4 * q to 4 * q + 3, a quarter of a vector each.
+#pragma GCC unroll 4
+  for (int64_t column = 0; column < 4; ++column) {
+    const __m512 a = _mm512_shuffle_f32x4(rows[column], rows[4 + column], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(rows[column], rows[4 + column], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(rows[8 + column], rows[12 + column], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(rows[8 + column], rows[12 + column], 0xdd);
+    pairs[column] = _mm512_shuffle_f32x4(a, c, 0x88);
+    pairs[8 + column] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    pairs[4 + column] = _mm512_shuffle_f32x4(b, d, 0x88);
+    pairs[12 + column] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int64_t at = 0; at < kLanes; ++at) rows[at] = pairs[at];
+}
+
+// Tokens that lie side by side in the transposed keys: a block [size, width] each, the last one narrower, all filled with
+// zeros to a multiple of kLanes.
+int64_t width(int64_t column, int64_t padded) { return std::min(kColumns * kLanes, padded - column); }
+
+template <typename T>
+AVX512 void transpose_keys(const T* key, int64_t stride, float* keys, int64_t length, int64_t size, int64_t padded) {
+  for (int64_t token = 0; token < padded; token += kLanes) {
+    const int64_t column = token / (kColumns * kLanes) * (kColumns * kLanes), wide = width(column, padded);
+    for (int64_t at = 0; at < size; at += kLanes) {
+      __m512 square[kLanes];
+      for (int64_t row = 0; row < kLanes; ++row)
+        square[row] = token + row < length ? load(key + (token + row) * stride + at) : _mm512_setzero_ps();
+      transpose(square);
+      float* to = keys + column * size + at * wide + (token - column);
+      for (int64_t row = 0; row < kLanes; ++row) _mm512_storeu_ps(to + row * wide, square[row]);
+    }
+  }
+}
+
+// Scores of `rows` queries with the keys of one block of `parts` vectors.
+template <int64_t rows, int64_t parts>
+AVX512 void scores_of(const float* queries, const float* keys, float* scores, int64_t size, int64_t padded) {
+  __m512 sums[rows][parts];
+#pragma GCC unroll 8
+  for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+    for (int64_t part = 0; part < parts; ++part) sums[row][part] = _mm512_setzero_ps();
+  for (int64_t at = 0; at < size; ++at) {
+    __m512 vectors[parts];
+#pragma GCC unroll 4
+    for (int64_t part = 0; part < parts; ++part) vectors[part] = _mm512_loadu_ps(keys + (at * parts + part) * kLanes);
+#pragma GCC unroll 8
+    for (int64_t row = 0; row < rows; ++row) {
+      const __m512 query = _mm512_set1_ps(queries[row * size + at]);
+#pragma GCC unroll 4
+      for (int64_t part = 0; part < parts; ++part)
+        sums[row][part] = _mm512_fmadd_ps(query, vectors[part], sums[row][part]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int64_t row = 0; row < rows; ++row)
+#pragma GCC unroll 4
+    for (int64_t part = 0; part < parts; ++part)
+      _mm512_storeu_ps(scores + row * padded + part * kLanes, sums[row][part]);
+}
+
+// Scores of `rows` queries with every key.
+template <int64_t rows>
+AVX512 void all_scores(const float* queries, const float* keys, float* scores, int64_t size, int64_t padded) {
+  for (int64_t column = 0; column < padded; column += kColumns * kLanes) {
+    const float* from = keys + column * size;
+    switch (width(column, padded) / kLanes) {
+      case 1:
+        scores_of<rows, 1>(queries, from, scores + column, size, padded);
+        break;
+      case 2:
+        scores_of<rows, 2>(queries, from, scores + column, size, padded);
+        break;
+      case 3:
+        scores_of<rows, 3>(queries, from, scores + column, size, padded);
+        break;
+      default:
+        scores_of<rows, kColumns>(queries, from, scores + column, size, padded);
+    }
   }
 }
 
@@ -96,6 +140,7 @@ AVX512 void scores_of(const float* queries, const float* keys, float* scores, in
 AVX512 float softmax(float* row, int64_t from, int64_t to, int64_t padded) {
   const __m512 nothing = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
   const auto seen = [&](int64_t column) AVX512 {
+    if (column >= from && column + kLanes <= to) return static_cast<__mmask16>(0xffff);
     const int64_t low = std::clamp<int64_t>(from - column, 0, kLanes);
     const int64_t high = std::clamp<int64_t>(to - column, 0, kLanes);
     return static_cast<__mmask16>(((1u << high) - 1u) & ~((1u << low) - 1u));
@@ -152,7 +197,7 @@ AVX512 void block(
       _mm512_storeu_ps(
           &scratch.queries[row * size + at],
           _mm512_mul_ps(load(query + (start + row) * stride + at), _mm512_set1_ps(scale)));
-  scores_of<rows>(scratch.queries.data(), scratch.keys.data(), scratch.scores.data(), size, padded);
+  all_scores<rows>(scratch.queries.data(), scratch.keys.data(), scratch.scores.data(), size, padded);
   float totals[rows];
   for (int64_t row = 0; row < rows; ++row)
     totals[row] = softmax(
@@ -168,24 +213,35 @@ AVX512 void head(
     const T* query, const T* key, const T* value, T* out, int64_t query_stride, int64_t key_stride,
     int64_t value_stride, int64_t out_stride, int64_t length, int64_t size, Sight sight, float scale,
     Scratch& scratch) {
-  const int64_t step = kColumns * kLanes;
-  const int64_t padded = (length + step - 1) / step * step;
-  scratch.keys.assign(size * padded, 0.0f);
+  const int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
+  scratch.keys.resize(size * padded);
   scratch.values.resize(length * size);
   scratch.queries.resize(kRows * size);
   scratch.scores.resize(kRows * padded);
-  alignas(64) float row[kLanes];
+  transpose_keys(key, key_stride, scratch.keys.data(), length, size, padded);
   for (int64_t token = 0; token < length; ++token)
-    for (int64_t at = 0; at < size; at += kLanes) {
-      _mm512_store_ps(row, load(key + token * key_stride + at));
-      for (int64_t lane = 0; lane < kLanes; ++lane) scratch.keys[(at + lane) * padded + token] = row[lane];
+    for (int64_t at = 0; at < size; at += kLanes)
       _mm512_storeu_ps(&scratch.values[token * size + at], load(value + token * value_stride + at));
-    }
   int64_t start = 0;
   for (; start + kRows <= length; start += kRows)
     block<kRows>(query, query_stride, out, out_stride, scratch, start, length, size, padded, sight, scale);
-  for (; start < length; ++start)
-    block<1>(query, query_stride, out, out_stride, scratch, start, length, size, padded, sight, scale);
+  const auto rest = [&]<int64_t rows>() AVX512 {
+    block<rows>(query, query_stride, out, out_stride, scratch, start, length, size, padded, sight, scale);
+  };
+  switch (length - start) {
+    case 5:
+      return rest.template operator()<5>();
+    case 4:
+      return rest.template operator()<4>();
+    case 3:
+      return rest.template operator()<3>();
+    case 2:
+      return rest.template operator()<2>();
+    case 1:
+      return rest.template operator()<1>();
+    default:
+      return;
+  }
 }
 
 template <typename T>
@@ -249,12 +305,6 @@ void add_norm(
           weight.const_data_ptr<T>(), bias.const_data_ptr<T>(), out.mutable_data_ptr<T>() + row * size, size,
           static_cast<float>(eps), sums.data());
   });
-}
-
-bool has_avx512() {
-  static const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  return has;
 }
 
 bool is_taken(const at::Tensor& tensor) {

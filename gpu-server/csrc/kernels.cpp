@@ -1,17 +1,19 @@
-// ATen operators that tch's generated bindings leave out, behind a C interface: oneDNN's linear over weights that were packed
-// once, with GELU fused into it, and CUDA's attention over sequences of different lengths. Exceptions end here: a function
-// that fails returns a null pointer and writes why into `problem`; one that does not apply returns a null pointer and writes
-// nothing.
+// A C interface to the kernels of this folder and to ATen operators that tch's generated bindings leave out: oneDNN's linear
+// over weights that were packed once, with an activation fused into it, and CUDA's attention over sequences of different
+// lengths. Exceptions end here: a function that fails returns a null pointer and writes why into `problem`; one that does not
+// apply returns a null pointer and writes nothing.
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <optional>
 #include <tuple>
 #include <vector>
 
 #include "attention.h"
+#include "linear.h"
 
 namespace {
 
@@ -54,21 +56,45 @@ auto operator_of(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 
+std::optional<at::Tensor> given(const at::Tensor* tensor) {
+  return tensor == nullptr ? std::nullopt : std::optional<at::Tensor>(*tensor);
+}
+
 }  // namespace
 
 extern "C" {
 
-// weight [outputs, inputs], f32 or bf16, on the CPU; the result is opaque.
-at::Tensor* medkg_pack(const at::Tensor* weight, char* problem, size_t capacity) {
+// weight [outputs, inputs] on a CPU; the result is for medkg_panel_linear.
+at::Tensor* medkg_pack_panels(const at::Tensor* weight, char* problem, size_t capacity) {
+  return caught_if(problem, capacity, [&] { return medkg::pack_panels(*weight); });
+}
+
+// input [rows, inputs], panels by medkg_pack_panels, bias [outputs] or null; activation as in medkg::Activation.
+at::Tensor* medkg_panel_linear(
+    const at::Tensor* input,
+    const at::Tensor* panels,
+    const at::Tensor* bias,
+    int64_t outputs,
+    int activation,
+    char* problem,
+    size_t capacity) {
+  return caught(problem, capacity, [&] {
+    return medkg::panel_linear(
+        *input, *panels, given(bias), outputs, static_cast<medkg::Activation>(activation));
+  });
+}
+
+// weight [outputs, inputs], f32 or bf16, on a CPU; the result is opaque and for medkg_onednn_linear.
+at::Tensor* medkg_pack_onednn(const at::Tensor* weight, char* problem, size_t capacity) {
   return caught(problem, capacity, [&] {
     static auto pack = operator_of<Pack>("mkldnn::_reorder_linear_weight");
     return pack.call(*weight, std::nullopt);
   });
 }
 
-// input [..., inputs], packed by medkg_pack, bias [outputs] or null; activation 0: none, 1: GELU (erf), 2: GELU (tanh), 3: SiLU,
-// 4: ReLU.
-at::Tensor* medkg_packed_linear(
+// As medkg_panel_linear. oneDNN compiles and keeps code for every number of rows that it meets, up to 1,024 of them, at a
+// megabyte each; so it meets few: rows go in pieces of a multiple of kStep, and what is left is filled up.
+at::Tensor* medkg_onednn_linear(
     const at::Tensor* input,
     const at::Tensor* packed,
     const at::Tensor* bias,
@@ -78,14 +104,23 @@ at::Tensor* medkg_packed_linear(
   return caught(problem, capacity, [&] {
     static auto linear = operator_of<PackedLinear>("mkldnn::_linear_pointwise");
     static constexpr std::string_view names[] = {"none", "gelu", "gelu", "swish", "relu"};
+    static constexpr int64_t kPiece = 256, kStep = 16;
     const std::optional<std::string_view> algorithm = activation == 2 ? "tanh" : "none";
-    return linear.call(
-        *input,
-        *packed,
-        bias == nullptr ? std::nullopt : std::optional<at::Tensor>(*bias),
-        names[activation],
-        c10::List<std::optional<at::Scalar>>(),
-        algorithm);
+    const auto computed = [&](const at::Tensor& rows) {
+      return linear.call(
+          rows, *packed, given(bias), names[activation], c10::List<std::optional<at::Scalar>>(), algorithm);
+    };
+    std::vector<at::Tensor> pieces;
+    for (int64_t row = 0; row < input->size(0); row += kPiece) {
+      const int64_t count = std::min(kPiece, input->size(0) - row), left = count % kStep;
+      if (count > left) pieces.push_back(computed(input->narrow(0, row, count - left)));
+      if (left > 0) {
+        at::Tensor filled = at::zeros({kStep, input->size(1)}, input->options());
+        filled.narrow(0, 0, left).copy_(input->narrow(0, row + count - left, left));
+        pieces.push_back(computed(filled).narrow(0, 0, left));
+      }
+    }
+    return pieces.size() == 1 ? pieces.front() : at::cat(pieces);
   });
 }
 

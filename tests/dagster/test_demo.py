@@ -68,7 +68,7 @@ def test_a_run_that_fails_says_why_and_exits_with_1(command: list[str], tmp_path
     assert "The run failed" in done.stdout
     assert "not one document" in done.stdout
     assert "the file is empty" in " ".join(done.stdout.split())  # the screen wraps where the path's length says
-    assert not processes_of(tmp_path)
+    wait_until(lambda: not processes_of(tmp_path), "something was left running")
 
 
 def test_sigterm_stops_everything_it_started(command: list[str], tmp_path: Path) -> None:

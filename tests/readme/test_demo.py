@@ -68,7 +68,7 @@ def test_make_demo_shows_what_a_person_wants_to_see(
     took = section(said, "How long it took")
     for stage in (*STAGES, "everything"):
         assert re.search(rf"^  {stage} .*\d+\.\d\d s", took, re.MULTILINE), took
-    assert processes_of(folder) == {}
+    until(lambda: processes_of(folder) == {})  # Dagster's fork server ends a moment after the process it served
 
 
 def test_a_second_run_finds_everything_there(start: Callable[..., Command], folder: Path, arguments: str) -> None:
@@ -85,7 +85,7 @@ def test_a_second_run_finds_everything_there(start: Callable[..., Command], fold
             "sepsis-first-hours.json",
             "reranker",
         }
-    assert processes_of(folder) == {}
+    until(lambda: processes_of(folder) == {})  # Dagster's fork server ends a moment after the process it served
 
 
 def last_command(make: str, arguments: str) -> str:

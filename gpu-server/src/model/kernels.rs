@@ -15,8 +15,18 @@ use super::activation::Activation;
 use crate::error::Error;
 
 unsafe extern "C" {
-    fn medkg_pack(weight: *const C_tensor, problem: *mut c_char, capacity: usize) -> *mut C_tensor;
-    fn medkg_packed_linear(
+    fn medkg_pack_panels(weight: *const C_tensor, problem: *mut c_char, capacity: usize) -> *mut C_tensor;
+    fn medkg_panel_linear(
+        input: *const C_tensor,
+        panels: *const C_tensor,
+        bias: *const C_tensor,
+        outputs: i64,
+        activation: c_int,
+        problem: *mut c_char,
+        capacity: usize,
+    ) -> *mut C_tensor;
+    fn medkg_pack_onednn(weight: *const C_tensor, problem: *mut c_char, capacity: usize) -> *mut C_tensor;
+    fn medkg_onednn_linear(
         input: *const C_tensor,
         packed: *const C_tensor,
         bias: *const C_tensor,
@@ -104,38 +114,67 @@ fn received(call: impl FnOnce(*mut c_char, usize) -> *mut C_tensor) -> Result<Te
     received_if(call)?.ok_or_else(|| Error::internal("a kernel gave no tensor"))
 }
 
-/// Packs a weight [outputs, inputs] for [`packed_linear`].
-///
-/// # Errors
-/// When oneDNN does not compute this element type on this CPU.
-pub fn pack(weight: &Tensor) -> Result<Param, Error> {
-    // SAFETY: the handle is valid for the call, and `received` passes a buffer with its capacity.
-    received(|problem, capacity| unsafe { medkg_pack(weight.as_ptr(), problem, capacity) }).map(Param)
+/// A weight [outputs, inputs] on the CPU, laid out for the fastest product that this CPU has.
+#[derive(Debug)]
+pub enum PackedWeight {
+    /// For csrc/linear.cpp, which needs to know how many outputs there are.
+    Panels(Param, i64),
+    /// For oneDNN.
+    OneDnn(Param),
 }
 
-/// `activation(input · weightᵀ + bias)`, input [rows, inputs], on the CPU.
-///
-/// # Errors
-/// What the device says.
-pub fn packed_linear(
-    input: &Tensor,
-    packed: &Param,
-    bias: Option<&Param>,
-    activation: Option<Activation>,
-) -> Result<Tensor, Error> {
-    let code = match activation {
-        None => 0,
-        Some(Activation::Gelu) => 1,
-        Some(Activation::GeluTanh) => 2,
-        Some(Activation::Silu) => 3,
-        Some(Activation::Relu) => 4,
-        Some(Activation::Tanh) => return Err(Error::internal("tanh is not fused into a linear layer")),
-    };
-    let bias = bias.map_or(std::ptr::null(), |bias| bias.as_ptr());
-    // SAFETY: as in `pack`; a null bias means none.
-    received(|problem, capacity| unsafe {
-        medkg_packed_linear(input.as_ptr(), packed.as_ptr(), bias, code, problem, capacity)
-    })
+impl PackedWeight {
+    /// Packs it.
+    ///
+    /// # Errors
+    /// When neither kernel computes this element type on this CPU.
+    pub fn new(weight: &Tensor) -> Result<Self, Error> {
+        // SAFETY: the handle is valid for the call, and a buffer comes with its capacity.
+        let panels = received_if(|problem, capacity| unsafe { medkg_pack_panels(weight.as_ptr(), problem, capacity) })?;
+        if let Some(panels) = panels {
+            let outputs = weight.size().first().copied().unwrap_or_default();
+            return Ok(Self::Panels(Param(panels), outputs));
+        }
+        Self::for_onednn(weight)
+    }
+
+    fn for_onednn(weight: &Tensor) -> Result<Self, Error> {
+        // SAFETY: as in `new`.
+        received(|problem, capacity| unsafe { medkg_pack_onednn(weight.as_ptr(), problem, capacity) })
+            .map(|packed| Self::OneDnn(Param(packed)))
+    }
+
+    /// `activation(input · weightᵀ + bias)`, input [rows, inputs] of the weight's element type.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn multiply(
+        &self,
+        input: &Tensor,
+        bias: Option<&Param>,
+        activation: Option<Activation>,
+    ) -> Result<Tensor, Error> {
+        let code = match activation {
+            None => 0,
+            Some(Activation::Gelu) => 1,
+            Some(Activation::GeluTanh) => 2,
+            Some(Activation::Silu) => 3,
+            Some(Activation::Relu) => 4,
+            Some(Activation::Tanh) => return Err(Error::internal("tanh is not fused into a linear layer")),
+        };
+        let bias = bias.map_or(std::ptr::null(), |bias| bias.as_ptr());
+        // SAFETY: as in `new`; a null bias means none.
+        received(|problem, capacity| unsafe {
+            match self {
+                Self::Panels(panels, outputs) => {
+                    medkg_panel_linear(input.as_ptr(), panels.as_ptr(), bias, *outputs, code, problem, capacity)
+                }
+                Self::OneDnn(packed) => {
+                    medkg_onednn_linear(input.as_ptr(), packed.as_ptr(), bias, code, problem, capacity)
+                }
+            }
+        })
+    }
 }
 
 /// Which tokens of its sequence a token sees.
@@ -159,7 +198,7 @@ pub fn sequence_attention(
     scale: f64,
 ) -> Result<Option<Tensor>, Error> {
     let (causal, window) = (c_int::from(sight.causal), sight.window.unwrap_or(-1));
-    // SAFETY: as in `pack`; `starts` is valid for its length.
+    // SAFETY: as in `PackedWeight::new`; `starts` is valid for its length.
     received_if(|problem, capacity| unsafe {
         medkg_sequence_attention(
             query.as_ptr(),
@@ -186,7 +225,7 @@ pub fn add_layer_norm(
     (weight, bias): (&Param, &Param),
     eps: f64,
 ) -> Result<Option<Tensor>, Error> {
-    // SAFETY: as in `pack`.
+    // SAFETY: as in `PackedWeight::new`.
     received_if(|problem, capacity| unsafe {
         medkg_add_layer_norm(
             input.as_ptr(),
@@ -212,7 +251,7 @@ pub fn packed_attention(
     scale: f64,
 ) -> Result<Tensor, Error> {
     let (causal, window) = (c_int::from(sight.causal), sight.window.unwrap_or(-1));
-    // SAFETY: as in `pack`.
+    // SAFETY: as in `PackedWeight::new`.
     received(|problem, capacity| unsafe {
         medkg_packed_attention(
             query.as_ptr(),
@@ -227,4 +266,99 @@ pub fn packed_attention(
             capacity,
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tch::{Device, Kind};
+
+    const ACTIVATIONS: [Option<Activation>; 5] = [
+        None,
+        Some(Activation::Gelu),
+        Some(Activation::GeluTanh),
+        Some(Activation::Silu),
+        Some(Activation::Relu),
+    ];
+
+    /// How far the product is from that in f64 of the same values, over what its sums can lose.
+    fn worst(
+        packed: &PackedWeight,
+        (input, weight): (&Tensor, &Tensor),
+        bias: Option<&Param>,
+        activation: Option<Activation>,
+    ) -> f64 {
+        let wide = |tensor: &Tensor| tensor.to_kind(Kind::Double);
+        let wanted = wide(input).linear(&wide(weight), bias.map(|bias| wide(bias)).as_ref());
+        let wanted = match activation {
+            Some(activation) => activation.apply(wanted).unwrap(),
+            None => wanted,
+        };
+        let found = packed.multiply(input, bias, activation).unwrap();
+        assert_eq!((found.size(), found.kind()), (wanted.size(), input.kind()));
+        ((wide(&found) - &wanted).abs() / (wanted.abs() + 1.0))
+            .max()
+            .double_value(&[])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn a_packed_product_is_what_its_definition_says(
+            rows in 1_i64..300,
+            inputs in 1_i64..150,
+            outputs in 1_i64..200,
+            activation in prop::sample::select(ACTIVATIONS.to_vec()),
+            has_bias: bool,
+            half: bool,
+            // Rows of a wider matrix, as a joint projection leaves them.
+            part: bool,
+            seed: u32,
+        ) {
+            tch::manual_seed(i64::from(seed));
+            let (kind, tolerance) = if half { (Kind::BFloat16, 1e-2) } else { (Kind::Float, 2e-6) };
+            let make = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
+            let weight = (make(&[outputs, inputs]) * 0.1).to_kind(kind);
+            let bias = has_bias.then(|| Param::new(make(&[outputs])));
+            let wide = make(&[rows, inputs + 7]);
+            let input = if part { wide.narrow(1, 3, inputs) } else { make(&[rows, inputs]) };
+            for packed in [PackedWeight::new(&weight).unwrap(), PackedWeight::for_onednn(&weight).unwrap()] {
+                let worst = worst(&packed, (&input, &weight), bias.as_ref(), activation);
+                prop_assert!(worst < tolerance, "{worst}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_number_stays_so_in_its_row_alone() {
+        let options = (Kind::Float, Device::Cpu);
+        let (input, weight) = (Tensor::ones([9, 32], options), Tensor::ones([70, 32], options));
+        let _ = input.narrow(0, 4, 1).fill_(f64::NAN);
+        let packed = PackedWeight::new(&weight).unwrap();
+        for activation in ACTIVATIONS {
+            let rows = packed.multiply(&input, None, activation).unwrap();
+            let bad = Vec::<bool>::try_from(rows.isnan().any_dim(1, false)).unwrap();
+            assert_eq!(bad, (0..9).map(|row| row == 4).collect::<Vec<_>>(), "{activation:?}");
+        }
+    }
+
+    #[test]
+    fn another_width_or_element_type_is_refused() {
+        let options = (Kind::Float, Device::Cpu);
+        let packed = PackedWeight::new(&Tensor::ones([70, 32], options)).unwrap();
+        assert!(packed.multiply(&Tensor::ones([2, 31], options), None, None).is_err());
+        assert!(
+            packed
+                .multiply(&Tensor::ones([2, 32], (Kind::Double, Device::Cpu)), None, None)
+                .is_err()
+        );
+        let bias = Param::new(Tensor::ones([64], options));
+        assert!(
+            packed
+                .multiply(&Tensor::ones([2, 32], options), Some(&bias), None)
+                .is_err()
+        );
+    }
 }

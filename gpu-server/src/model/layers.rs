@@ -3,7 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::activation::Activation;
-use super::kernels::{self, Param};
+use super::kernels::{self, PackedWeight, Param};
 use super::weights::Weights;
 use crate::error::Error;
 
@@ -11,8 +11,7 @@ use crate::error::Error;
 enum Weight {
     /// [outputs, inputs].
     Plain(Param),
-    /// As oneDNN likes it.
-    Packed(Param),
+    Packed(PackedWeight),
 }
 
 /// `x · weightᵀ + bias`.
@@ -25,7 +24,7 @@ pub struct Linear {
 impl Linear {
     /// A weight [outputs, inputs] and a bias [outputs]; on the CPU the weight is packed.
     pub fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        let packed = (weight.device() == Device::Cpu).then(|| kernels::pack(&weight));
+        let packed = (weight.device() == Device::Cpu).then(|| PackedWeight::new(&weight));
         Self {
             // What this CPU cannot do packed it does plain.
             weight: match packed {
@@ -81,13 +80,13 @@ impl Linear {
     /// # Errors
     /// What the device says.
     pub fn activated(&self, input: &Tensor, activation: Option<Activation>) -> Result<Tensor, Error> {
-        // oneDNN's linear has no tanh to fuse.
+        // No packed product has tanh to fuse.
         let (fused, after) = match (&self.weight, activation) {
             (Weight::Plain(_), _) | (_, Some(Activation::Tanh)) => (None, activation),
             (Weight::Packed(_), _) => (activation, None),
         };
         let output = match &self.weight {
-            Weight::Packed(packed) => kernels::packed_linear(input, packed, self.bias.as_ref(), fused)?,
+            Weight::Packed(packed) => packed.multiply(input, self.bias.as_ref(), fused)?,
             Weight::Plain(weight) => input.f_linear(weight, self.bias.as_deref())?,
         };
         match after {

@@ -1,0 +1,42 @@
+// Matrix products over weights packed for AVX-512. On Zen 5 oneDNN reaches half of the rate of the machine's multiply-adds,
+// these 95 % (docs/adr/0010-matrix-products.md).
+
+#pragma once
+
+#include <ATen/ATen.h>
+
+#include <optional>
+
+namespace medkg {
+
+enum class Activation { none, gelu, gelu_tanh, silu, relu };
+
+// A panel is kColumns outputs wide. For f32 it is [inputs, kColumns], for bf16 [inputs / 2, kColumns, 2]; all panels of a
+// weight [outputs, inputs] are one tensor, the last one filled with zeros.
+constexpr int64_t kColumns = 64;
+
+// Nothing where the kernel does not apply: another CPU, element type or layout, or bf16 where AMX computes it faster.
+std::optional<at::Tensor> pack_panels(const at::Tensor& weight);
+
+// activation(input * weight^T + bias): input [rows, inputs], panels of a weight [outputs, inputs], bias [outputs] or none.
+at::Tensor panel_linear(
+    const at::Tensor& input, const at::Tensor& panels, const std::optional<at::Tensor>& bias, int64_t outputs,
+    Activation activation);
+
+// Rows [row, row_end) of one panel. Strides count elements; `columns` is how many of the panel's outputs are wanted.
+template <typename T>
+struct Tile {
+  const T* input;
+  int64_t input_stride;
+  const T* panel;
+  const T* bias;
+  T* out;
+  int64_t out_stride;
+  int64_t inputs, row, row_end, columns;
+  Activation activation;
+};
+
+void multiply(const Tile<float>& tile);
+void multiply(const Tile<c10::BFloat16>& tile);
+
+}  // namespace medkg
