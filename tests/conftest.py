@@ -78,7 +78,10 @@ def shared_data() -> Path:
 def start_server(
     gpu_server_binary: Path, minilm_dir: Path, reranker_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., LocalServer]]:
-    """Starts servers with all roles and both models unless told otherwise; all are stopped at the end."""
+    """Starts servers with all roles and both models unless told otherwise; all are stopped at the end.
+
+    They compute in f32, so that results can be compared exactly; `arguments` with a `--dtype` of their own decide.
+    """
     started: list[LocalServer] = []
 
     def start(**options: Any) -> LocalServer:
@@ -90,7 +93,10 @@ def start_server(
             "log_path": folder / "log.jsonl",
             "threads": 1,
         }
-        server = LocalServer(gpu_server_binary, **{**defaults, **options})
+        arguments = tuple(options.pop("arguments", ()))
+        if "--dtype" not in arguments:
+            arguments = ("--dtype", "f32", *arguments)
+        server = LocalServer(gpu_server_binary, arguments=arguments, **{**defaults, **options})
         started.append(server)
         return server.start()
 

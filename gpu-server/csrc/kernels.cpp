@@ -64,6 +64,8 @@ std::optional<at::Tensor> given(const at::Tensor* tensor) {
 
 extern "C" {
 
+int medkg_cpu_has_fast_bf16() { return medkg::has_fast_bf16() ? 1 : 0; }
+
 // weight [outputs, inputs] on a CPU; the result is for medkg_panel_linear.
 at::Tensor* medkg_pack_panels(const at::Tensor* weight, char* problem, size_t capacity) {
   return caught_if(problem, capacity, [&] { return medkg::pack_panels(*weight); });

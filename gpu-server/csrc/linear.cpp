@@ -58,6 +58,8 @@ void run(
 
 }  // namespace
 
+bool has_fast_bf16() { return (has_avx512() && bf16_support().dot) || bf16_support().amx; }
+
 std::optional<at::Tensor> pack_panels(const at::Tensor& weight) {
   if (!applies(weight)) return std::nullopt;
   const int64_t outputs = weight.size(0), inputs = weight.size(1);

@@ -15,6 +15,9 @@ enum class Activation { none, gelu, gelu_tanh, silu, relu };
 // weight [outputs, inputs] are one tensor, the last one filled with zeros.
 constexpr int64_t kColumns = 64;
 
+// Whether this CPU multiplies bf16 faster than f32.
+bool has_fast_bf16();
+
 // Nothing where the kernel does not apply: another CPU, element type or layout, or bf16 where AMX computes it faster.
 std::optional<at::Tensor> pack_panels(const at::Tensor& weight);
 

@@ -80,6 +80,8 @@ pub enum ComputeType {
     F32,
     /// bfloat16: half the memory, faster where the device has instructions for it.
     Bf16,
+    /// bf16 where the device is faster with it and the model's answers stay those of f32, else f32.
+    Auto,
 }
 
 impl ComputeType {
@@ -88,6 +90,7 @@ impl ComputeType {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",
+            Self::Auto => "auto",
         }
     }
 }
@@ -145,7 +148,7 @@ pub struct Arguments {
     #[arg(long, env = "MEDKG_DATA_DIR")]
     data_dir: Option<PathBuf>,
     /// Element type of the weights while computing.
-    #[arg(long, env = "MEDKG_DTYPE", value_enum, default_value = "f32")]
+    #[arg(long, env = "MEDKG_DTYPE", value_enum, default_value = "auto")]
     dtype: ComputeType,
     /// Threads that compute on the CPU; 0 means one per core.
     #[arg(long, env = "MEDKG_THREADS", default_value_t = 0)]

@@ -14,6 +14,8 @@ use super::{ActiveDevice, DeviceInfo};
 use crate::error::Error;
 
 const DRIVER: &str = "libcuda.so.1";
+/// Tensor cores take bf16 from compute capability 8.0 on.
+const AMPERE: i32 = 8;
 const TORCH_CUDA: &str = "libtorch_cuda.so";
 
 /// Finds out whether GPU `index` computes.
@@ -50,6 +52,7 @@ pub fn probe(index: usize) -> Result<ActiveDevice, Error> {
         device,
         id: format!("cuda:{index}"),
         detail: format!("computing on cuda:{index} ({name})"),
+        fast_bf16: capability(index).is_some_and(|major| major >= AMPERE),
     })
 }
 
@@ -88,6 +91,13 @@ pub fn list() -> Vec<DeviceInfo> {
             })
         })
         .collect()
+}
+
+/// The major number of GPU `index`'s compute capability; none where NVML does not know it.
+fn capability(index: usize) -> Option<i32> {
+    let nvml = Nvml::init().ok()?;
+    let device = nvml.device_by_index(u32::try_from(index).ok()?).ok()?;
+    Some(device.cuda_compute_capability().ok()?.major)
 }
 
 /// Bytes of GPU `index` that nobody has taken; none where NVML does not know it.

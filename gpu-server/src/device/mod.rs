@@ -11,6 +11,7 @@ mod message;
 
 use crate::config::DeviceChoice;
 use crate::error::Error;
+use crate::model::kernels;
 
 /// A device of this machine.
 #[derive(Debug, Clone)]
@@ -34,6 +35,8 @@ pub struct ActiveDevice {
     pub id: String,
     /// In words, for status and logs.
     pub detail: String,
+    /// Whether it multiplies bf16 faster than f32.
+    pub fast_bf16: bool,
 }
 
 /// Finds out whether the chosen device computes.
@@ -46,6 +49,7 @@ pub fn probe(choice: DeviceChoice) -> Result<ActiveDevice, Error> {
             device: tch::Device::Cpu,
             id: "cpu".to_owned(),
             detail: format!("computing on the CPU ({}), as --device cpu asks", host::cpu_name()),
+            fast_bf16: kernels::cpu_has_fast_bf16(),
         }),
         DeviceChoice::Cuda(index) => cuda::probe(index),
     }

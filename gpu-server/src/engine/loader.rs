@@ -13,6 +13,7 @@ use tch::Kind;
 
 use super::golden::{self, Golden};
 use super::models::{Purpose, ReadyModel, Registry};
+use super::parity::{self, Answers};
 use super::precise::Precise;
 use super::registry::Order;
 use crate::config::ComputeType;
@@ -22,7 +23,7 @@ use crate::device::fault::FaultLatch;
 use crate::error::Error;
 use crate::model::Model;
 use crate::model::checkpoint::Checkpoint;
-use crate::model::tokenizer::{Encoded, TextEncoder};
+use crate::model::tokenizer::TextEncoder;
 use crate::model::weights::Files;
 
 /// How long calls that hold memory may take to end before a model that needs it is refused.
@@ -109,16 +110,10 @@ impl Loader {
 
     fn load(&self, order: &Order) -> Result<ReadyModel, Error> {
         let spec = &*order.spec;
-        let compute_type = spec.compute_type.unwrap_or(self.compute_type);
-        let kind = match compute_type {
-            ComputeType::F32 => Kind::Float,
-            ComputeType::Bf16 => Kind::BFloat16,
-        };
         let checkpoint = checkpoint(spec)?;
         let encoder = TextEncoder::load(&checkpoint)?;
         let files = Files::open(&checkpoint)?;
         let stamps = files.stamps();
-        self.make_room(order, files.elements().saturating_mul(kind.elt_size_in_bytes() as u64))?;
         let digest = files.digest();
         if let Some(pinned) = &spec.sha256
             && *pinned != digest
@@ -127,7 +122,7 @@ impl Loader {
             return Err(checkpoint.failed("sha256", problem));
         }
         self.go_on()?;
-        let model = Model::load(&checkpoint, &files, self.device.device, kind)?;
+        let (model, kind) = self.place(order, &checkpoint, &files, &encoder)?;
         if files.stamps() != stamps {
             let problem = "a weights file changed while it was read; load the model again once it is whole";
             return Err(checkpoint.failed("model.safetensors", problem));
@@ -145,11 +140,42 @@ impl Loader {
             pooling: checkpoint.pooling(),
             normalized: checkpoint.normalized(),
             task: checkpoint.task.clone(),
-            compute_type,
+            kind,
             encoder,
             model,
             precise: (kind != Kind::Float).then(|| Precise::new(checkpoint, digest, self.device.device)),
         })
+    }
+
+    /// The model on the device, and the element type that it computes in.
+    fn place(
+        &self,
+        order: &Order,
+        checkpoint: &Checkpoint,
+        files: &Files<'_>,
+        encoder: &TextEncoder,
+    ) -> Result<(Model, Kind), Error> {
+        let load = |kind: Kind| {
+            self.go_on()?;
+            self.make_room(order, files.elements().saturating_mul(kind.elt_size_in_bytes() as u64))?;
+            Ok::<_, Error>((Model::load(checkpoint, files, self.device.device, kind)?, kind))
+        };
+        match order.spec.compute_type.unwrap_or(self.compute_type) {
+            ComputeType::F32 => return load(Kind::Float),
+            ComputeType::Bf16 => return load(Kind::BFloat16),
+            ComputeType::Auto if !self.device.fast_bf16 => return load(Kind::Float),
+            ComputeType::Auto => {}
+        }
+        // One after the other, so that the device never holds both.
+        let answers = |model: &Model| Answers::of(model, encoder, order.spec.purpose);
+        let exact = answers(&load(Kind::Float)?.0)?;
+        let (model, kind) = load(Kind::BFloat16)?;
+        let Some(difference) = exact.difference(&answers(&model)?) else {
+            return Ok((model, kind));
+        };
+        drop(model);
+        tracing::warn!(model = %order.spec.name, %difference, "computes in f32: bf16 changes its answers too much");
+        load(Kind::Float)
     }
 
     /// Waits a little for calls that hold memory, where the order may make others leave.
@@ -201,7 +227,7 @@ impl Loader {
         for words in [1, long] {
             self.go_on()?;
             let text = "probe ".repeat(words);
-            let input = input(spec.purpose, encoder, "probe", &text)?;
+            let input = parity::input(spec.purpose, encoder, "probe", &text)?;
             let row = model.forward(&[&input])?;
             if row.len() != model.width || row.iter().any(|value| !value.is_finite()) {
                 let problem = format!("the model's answer to {} tokens is not finite", input.ids.len());
@@ -266,12 +292,4 @@ fn checkpoint(spec: &ModelSpec) -> Result<Checkpoint, Error> {
     };
     checkpoint.override_with(spec.pooling, spec.normalize);
     Ok(checkpoint)
-}
-
-/// An input of a purpose.
-fn input(purpose: Purpose, encoder: &TextEncoder, query: &str, text: &str) -> Result<Encoded, Error> {
-    match purpose {
-        Purpose::Embedding => encoder.text(text, "text"),
-        Purpose::Reranking => encoder.pair(&encoder.query(query)?, text),
-    }
 }

@@ -22,6 +22,7 @@ pub mod line;
 pub mod loader;
 pub mod memory;
 pub mod models;
+pub mod parity;
 pub mod precise;
 pub mod queue;
 pub mod registry;

@@ -1,6 +1,7 @@
 //! A model that answers, and the registry of such models.
 
-use crate::config::ComputeType;
+use tch::Kind;
+
 pub use crate::config::models::Purpose;
 use crate::model::Model;
 use crate::model::checkpoint::Task;
@@ -33,7 +34,7 @@ pub struct ReadyModel {
     /// Whether embeddings have unit length.
     pub normalized: bool,
     /// Element type of the weights.
-    pub compute_type: ComputeType,
+    pub kind: Kind,
     /// Text to ids.
     pub encoder: TextEncoder,
     /// Ids to numbers. Calls that run keep it alive when another takes its place.

@@ -15,6 +15,7 @@ use super::activation::Activation;
 use crate::error::Error;
 
 unsafe extern "C" {
+    safe fn medkg_cpu_has_fast_bf16() -> c_int;
     fn medkg_pack_panels(weight: *const C_tensor, problem: *mut c_char, capacity: usize) -> *mut C_tensor;
     fn medkg_panel_linear(
         input: *const C_tensor,
@@ -112,6 +113,11 @@ fn received_if(call: impl FnOnce(*mut c_char, usize) -> *mut C_tensor) -> Result
 /// The same for a function that always applies.
 fn received(call: impl FnOnce(*mut c_char, usize) -> *mut C_tensor) -> Result<Tensor, Error> {
     received_if(call)?.ok_or_else(|| Error::internal("a kernel gave no tensor"))
+}
+
+/// Whether this CPU multiplies bf16 faster than f32 (`AVX512_BF16` or AMX).
+pub fn cpu_has_fast_bf16() -> bool {
+    medkg_cpu_has_fast_bf16() != 0
 }
 
 /// A weight [outputs, inputs] on the CPU, laid out for the fastest product that this CPU has.

@@ -13,8 +13,8 @@ pub mod validate;
 pub mod vector;
 
 use medkg_proto::v1;
+use tch::Kind;
 
-use crate::config::ComputeType;
 use crate::engine::Engine;
 use crate::engine::job::Computed;
 use crate::engine::models::{Purpose, ReadyModel};
@@ -67,9 +67,9 @@ fn describe_ready(model: &ReadyModel, device: &str) -> v1::Model {
         name: name.to_owned(),
         text: text.to_owned(),
     };
-    let compute = match model.compute_type {
-        ComputeType::F32 => v1::DataType::F32,
-        ComputeType::Bf16 => v1::DataType::Bf16,
+    let compute = match model.kind {
+        Kind::BFloat16 => v1::DataType::Bf16,
+        _ => v1::DataType::F32,
     };
     v1::Model {
         digest: model.digest.clone(),
