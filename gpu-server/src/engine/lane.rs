@@ -19,6 +19,9 @@ use crate::model::tokenizer::Encoded;
 
 /// Tokens from which on a batch that is alone is worth all threads.
 const WORTH_ALL_THREADS: usize = 64;
+/// How much other threads of this process go before a lane's, as `nice` counts: with 5 the operating system gives them three
+/// quarters of a core that both want.
+const NICENESS: i32 = 5;
 /// Tokens of the passes that a GPU's memory is calibrated with.
 const PROBES: (usize, usize) = (1_024, 8_192);
 
@@ -26,6 +29,8 @@ const PROBES: (usize, usize) = (1_024, 8_192);
 pub struct Lane {
     /// The first one is 0; it also runs the tasks.
     pub number: usize,
+    /// For small batches that need not wait for the other lanes' (see [`super::scheduler::Shape`]).
+    pub express: bool,
     /// Threads of an operation while other lanes compute.
     pub own_threads: usize,
     /// Threads of an operation that is alone.
@@ -55,6 +60,9 @@ impl Lane {
     pub fn run(self) {
         // A thread takes over the global default at its first question, so that is asked before the number is set.
         tch::get_num_threads();
+        if self.device.device == tch::Device::Cpu && !self.express {
+            step_back();
+        }
         let mut threads = Threads(0);
         threads.set(self.all_threads);
         let _no_gradients = tch::no_grad_guard();
@@ -74,7 +82,7 @@ impl Lane {
                     self.scheduler.task_done();
                 }
                 Next::Batch(batch) => {
-                    let worth_all = batch.alone && batch.tokens() >= WORTH_ALL_THREADS;
+                    let worth_all = (batch.alone || self.express) && batch.tokens() >= WORTH_ALL_THREADS;
                     threads.set(if worth_all { self.all_threads } else { self.own_threads });
                     self.compute(&batch);
                     if self.device.device != tch::Device::Cpu {
@@ -150,6 +158,15 @@ impl Lane {
             tracing::info!(model = %batch.model.name, tokens, "largest batch that fits into memory");
             self.scheduler.limit(&batch.model, tokens);
         }
+    }
+}
+
+/// Lets the threads that take calls in and the express lane go before this one, and before libtorch's threads that it
+/// will start: a short text must not share a core in equal parts with a flood's batches.
+fn step_back() {
+    // On Linux a number of a thread is as good as one of a process here.
+    if let Err(error) = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS) {
+        tracing::debug!(%error, "a lane keeps the priority of the process");
     }
 }
 

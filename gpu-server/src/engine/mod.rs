@@ -121,6 +121,7 @@ impl Engine {
             for number in 0..shape.threads() {
                 let lane = Lane {
                     number,
+                    express: number >= shape.lanes,
                     own_threads: if on_cpu { 1 } else { config.threads },
                     all_threads: config.threads,
                     device: active.clone(),
