@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from bench import reranking, serving, throughput
+from bench import fairness, reranking, serving, throughput
 from bench.contenders import OURS, OURS_BF16, PEERS, REFERENCE, taking_part
 from bench.flops import Encoder
 from bench.measure import CandidateError, Row, missing, ratio
@@ -141,6 +141,8 @@ def plain(suite: Suite, server: LocalServer) -> None:
     suite.section(
         "added latency", {latency: ("ms", 2.0)}, lambda: serving.added_latency(server.address, plan.rounds, say)
     )
+    flood = {fairness.NAME: ("times", fairness.BAR)}
+    suite.section("fairness", flood, lambda: fairness.under_flood(server.address, plan.rounds, say))
     start = {"start to ready, weights in the page cache": ("s", 1.5)}
     suite.section("start to ready", start, lambda: serving.start_to_ready(suite.binary, suite.model, plan.rounds, say))
     texts_too = {"growth: texts/s of 20,000 short texts over 1,000": ("ratio", 0.95)}

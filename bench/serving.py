@@ -73,7 +73,6 @@ def start_seconds(binary: Path, model: Path) -> float:
         binary,
         services=("embedding",),
         embedding_models={"m": model},
-        arguments=("--dtype", "f32"),
         wait=False,
         start_timeout=START_LIMIT,
     )

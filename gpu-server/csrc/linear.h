@@ -1,5 +1,5 @@
-// Matrix products over weights packed for AVX-512. On Zen 5 oneDNN reaches half of the rate of the machine's multiply-adds,
-// these 95 % (docs/adr/0010-matrix-products.md).
+// Matrix products over weights packed for AVX-512: any number of rows with the same code, at or above oneDNN's rate
+// (docs/adr/0010-matrix-products.md).
 
 #pragma once
 
