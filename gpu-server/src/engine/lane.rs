@@ -172,4 +172,8 @@ impl Compute for Pass<'_> {
             Some(precise) => precise.model()?.forward(input),
         }
     }
+
+    fn tokens(&self, position: usize) -> usize {
+        self.inputs[position].ids.len()
+    }
 }

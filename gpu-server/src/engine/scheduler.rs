@@ -311,8 +311,7 @@ impl Scheduler {
                         state.forget(item.job, None);
                     }
                 }
-                Err(Error::NonFinite { .. }) => state.forget(item.job, Some(Error::non_finite(item.index))),
-                Err(error) => state.forget(item.job, Some(error)),
+                Err(error) => state.forget(item.job, Some(error.of_input(item.index))),
             }
         }
     }
