@@ -1,4 +1,4 @@
-"""A result that is not finite is computed once more in fp32; if that does not help, the input fails alone, by its index."""
+"""A result that is not finite is computed once more in fp32; if that does not help, the input fails alone, by index."""
 
 from __future__ import annotations
 

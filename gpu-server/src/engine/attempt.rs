@@ -285,7 +285,11 @@ mod tests {
         // Lost in the first half of a batch: the second one is not tried.
         let half = |positions: &[usize]| Err(if positions.len() > 2 { full() } else { lost() });
         let (outcomes, passes) = run(half, None);
-        assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(Error::GpuLost { .. }))));
+        assert!(
+            outcomes
+                .iter()
+                .all(|outcome| matches!(outcome, Err(Error::GpuLost { .. })))
+        );
         assert_eq!(passes, [vec![0, 1, 2, 3], vec![0, 1]]);
     }
 

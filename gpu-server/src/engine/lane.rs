@@ -4,23 +4,20 @@
 //! operation. What is alone on the machine gets all cores. A GPU has one lane.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::attempt::{self, Compute};
-use super::memory::MemoryModel;
 use super::models::ReadyModel;
 use super::scheduler::{Batch, Next, Scheduler};
+use crate::device::ActiveDevice;
 use crate::device::fault::FaultLatch;
-use crate::device::{ActiveDevice, cuda};
 use crate::error::Error;
 use crate::index::view::Views;
 use crate::model::tokenizer::Encoded;
 
 /// Tokens from which on a batch that is alone is worth all threads.
 const WORTH_ALL_THREADS: usize = 64;
-/// Tokens of the passes that a GPU's memory is calibrated with.
-const PROBES: (usize, usize) = (1_024, 8_192);
 
 /// Everything a lane is started with.
 pub struct Lane {
@@ -62,7 +59,6 @@ impl Lane {
             tch::set_num_interop_threads(1);
         }
         let mut views = Views::new(self.device.device);
-        let mut calibrated = Vec::new();
         loop {
             match self.scheduler.next(self.number) {
                 Next::Stop => return,
@@ -77,9 +73,6 @@ impl Lane {
                     let worth_all = batch.alone && batch.tokens() >= WORTH_ALL_THREADS;
                     threads.set(if worth_all { self.all_threads } else { self.own_threads });
                     self.compute(&batch);
-                    if self.device.device != tch::Device::Cpu {
-                        self.calibrate(&mut calibrated, &batch);
-                    }
                 }
             }
             if let Some(fault) = self.latch.fault() {
@@ -116,40 +109,6 @@ impl Lane {
             tracing::error!(%error, failed, inputs = inputs.len(), tokens, "inputs could not be computed");
         }
         self.scheduler.finish(batch, outcomes, started, elapsed);
-    }
-
-    /// Learns once for each model what fits into the GPU's memory. After its first batch, so that kernels are loaded.
-    fn calibrate(&self, calibrated: &mut Vec<Weak<ReadyModel>>, batch: &Batch) {
-        calibrated.retain(|known| known.strong_count() > 0);
-        if calibrated
-            .iter()
-            .any(|known| known.as_ptr() == Arc::as_ptr(&batch.model))
-        {
-            return;
-        }
-        calibrated.push(Arc::downgrade(&batch.model));
-        let tch::Device::Cuda(index) = self.device.device else {
-            return;
-        };
-        let inputs = batch.inputs();
-        let taken = |tokens: usize| {
-            let first = inputs.first()?;
-            let repeated: Vec<&Encoded> = vec![first; tokens.div_ceil(first.ids.len().max(1))];
-            let before = cuda::free_memory(index)?;
-            batch.model.model.forward(&repeated).ok()?;
-            let bytes = before.saturating_sub(cuda::free_memory(index)?);
-            Some((repeated.len() * first.ids.len(), bytes))
-        };
-        let measured = || {
-            let (small, large) = (taken(PROBES.0)?, taken(PROBES.1)?);
-            // The allocator keeps what the first pass took, so the second one took only what it needs beyond that.
-            let model = MemoryModel::calibrated(small, (large.0, small.1 + large.1))?;
-            Some(model.most_tokens(cuda::free_memory(index)?))
-        };
-        if let Some(tokens) = measured() {
-            tracing::info!(model = %batch.model.name, tokens, "largest batch that fits into memory");
-            self.scheduler.limit(&batch.model, tokens);
-        }
     }
 }
 

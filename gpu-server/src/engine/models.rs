@@ -34,6 +34,8 @@ pub struct ReadyModel {
     pub normalized: bool,
     /// Element type of the weights.
     pub compute_type: ComputeType,
+    /// Most tokens of a batch, where the device's memory sets a limit.
+    pub most_tokens: Option<usize>,
     /// Text to ids.
     pub encoder: TextEncoder,
     /// Ids to numbers. Calls that run keep it alive when another takes its place.

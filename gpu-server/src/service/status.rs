@@ -141,7 +141,12 @@ mod tests {
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert_eq!(status.get_details_error_info().unwrap().reason, "GPU_OUT_OF_MEMORY");
         assert!(status.message().starts_with("texts[3]: "), "{}", status.message());
-        let lost = Error::GpuLost { detail: "Xid 79".into() };
-        assert!(matches!(lost.of_input(3), Error::GpuLost { .. }), "that is no input's fault");
+        let lost = Error::GpuLost {
+            detail: "Xid 79".into(),
+        };
+        assert!(
+            matches!(lost.of_input(3), Error::GpuLost { .. }),
+            "that is no input's fault"
+        );
     }
 }
