@@ -1,8 +1,8 @@
 """A small checkpoint whose numbers outgrow bfloat16, or even float32, for the words that a test chooses.
 
 Written by hand, because no real text drives a well-trained model there. One element of a token's vector (`GATE`) is
-negative for every word but two kinds, and one neuron of the feed-forward network multiplies it by 3.4e38 before a ReLU: a
-weight that float32 holds and bfloat16 rounds to infinity. What comes out of the neuron is multiplied by 0.
+negative for every word but two kinds, and one neuron of the feed-forward network multiplies it by 3.4e38 before a ReLU:
+a weight that float32 holds and bfloat16 rounds to infinity. What comes out of the neuron is multiplied by 0.
 
 | word's gate | bfloat16 | float32 |
 |---|---|---|

@@ -57,9 +57,9 @@ def serve(
 ) -> Callable[[str], Served]:
     """Serves an embedding model and a reranker that overflow, in an element type; MiniLM beside them."""
     folder = tmp_path_factory.mktemp("models")
-    words = {"rescued": ["large"], "hopeless": ["infinite"]}
-    embed = write_overflowing(folder / "embed", minilm_dir, **words)
-    score = write_overflowing(folder / "score", minilm_dir, **words, scores=True)
+    rescued, hopeless = ["large"], ["infinite"]
+    embed = write_overflowing(folder / "embed", minilm_dir, rescued=rescued, hopeless=hopeless)
+    score = write_overflowing(folder / "score", minilm_dir, rescued=rescued, hopeless=hopeless, scores=True)
 
     def begin(dtype: str) -> Served:
         server = start_server(
