@@ -1,5 +1,5 @@
 //! What libtorch's errors mean. It has no error codes: its messages are the interface (c10/cuda/CUDAException.h,
-//! CUDACachingAllocator.cpp and c10/core/impl/alloc_cpu.cpp write them).
+//! CUDACachingAllocator.cpp and `c10/core/impl/alloc_cpu.cpp` write them).
 
 use crate::error::Error;
 

@@ -43,8 +43,8 @@ pub fn outcomes(compute: &impl Compute, count: usize, width: usize) -> Vec<Outco
             tracing::warn!(detail, inputs = count, "out of memory; the batch is split once");
             let (first, second) = positions.split_at(count / 2);
             let mut outcomes = half(compute, first, width);
-            let failed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
-            let lost = failed.filter(|error| error.is_sticky()).last().cloned();
+            let mut failed = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+            let lost = failed.find(|error| error.is_sticky()).cloned();
             outcomes.extend(match lost {
                 Some(error) => vec![Err(error); second.len()],
                 None => half(compute, second, width),

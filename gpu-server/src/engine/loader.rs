@@ -231,9 +231,10 @@ impl Loader {
             Some((inputs.len() * probe.ids.len(), bytes))
         };
         let most = memory::largest_batch(taken, || cuda::free_memory(index));
-        match most {
-            Some(tokens) => tracing::info!(model = %spec.name, tokens, "largest batch that fits into memory"),
-            None => tracing::warn!(model = %spec.name, "what fits into memory could not be measured"),
+        if let Some(tokens) = most {
+            tracing::info!(model = %spec.name, tokens, "largest batch that fits into memory");
+        } else {
+            tracing::warn!(model = %spec.name, "what fits into memory could not be measured");
         }
         Ok(most)
     }
