@@ -81,8 +81,8 @@ pub enum Error {
         /// What the device said.
         detail: String,
     },
-    /// The GPU has too little memory for this request.
-    #[error("out of GPU memory: {detail}; send a smaller batch or shorter texts")]
+    /// The device has too little memory for this request; the CPU, too, if that is the device.
+    #[error("the device is out of memory: {detail}; send a smaller batch or shorter texts")]
     GpuOutOfMemory {
         /// What the device said.
         detail: String,
@@ -123,13 +123,18 @@ pub enum Error {
         /// File and reason.
         problem: String,
     },
-    /// The model gave a NaN or an infinity.
-    #[error("{field}: the model's output is not finite")]
-    NonFinite {
+    /// The model gave a NaN or an infinity, in fp32 too.
+    #[error("the model's output is not finite")]
+    NonFinite,
+    /// One input could not be computed; those of other calls are not its fault.
+    #[error("{field}: {cause}")]
+    OfInput {
         /// Index of the input in its job.
         index: usize,
         /// Path in the request, e.g. `texts[3]`.
         field: String,
+        /// Why.
+        cause: Box<Self>,
     },
     /// The server ends before it could answer.
     #[error("the server is shutting down; ask another one, or again in a moment")]
@@ -160,11 +165,27 @@ impl Error {
         }
     }
 
-    /// The result of the job's input `index` is not finite; the service knows what the request calls it.
-    pub fn non_finite(index: usize) -> Self {
-        Self::NonFinite {
+    /// This happened to the job's input `index`; unless it is the device's end, which is nobody's.
+    pub fn of_input(self, index: usize) -> Self {
+        if self.is_sticky() {
+            return self;
+        }
+        Self::OfInput {
             index,
             field: format!("[{index}]"),
+            cause: Box::new(self),
+        }
+    }
+
+    /// With what the request calls the input; only the service knows.
+    pub fn named(self, name: impl FnOnce(usize) -> String) -> Self {
+        match self {
+            Self::OfInput { index, cause, .. } => Self::OfInput {
+                index,
+                field: name(index),
+                cause,
+            },
+            other => other,
         }
     }
 

@@ -26,10 +26,15 @@ class Written(NamedTuple):
     """Of its weights in f32."""
 
 
-def write_bert(folder: Path, tokenizer: Path, *, seed: int, hidden: int = 32) -> Written:
-    """Writes a BERT with one layer; `tokenizer` is a folder with a tokenizer.json of BERT's vocabulary."""
+def write_bert(
+    folder: Path, tokenizer: Path, *, seed: int, hidden: int = 32, wide: int | None = None, positions: int = 64
+) -> Written:
+    """Writes a BERT with one layer; `tokenizer` is a folder with a tokenizer.json of BERT's vocabulary.
+
+    `wide` is the width of its feed-forward network, twice `hidden` unless told otherwise.
+    """
     random = np.random.default_rng(seed)
-    wide, positions = 2 * hidden, 64
+    wide = wide or 2 * hidden
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.word_embeddings.weight": (VOCABULARY, hidden),
         "embeddings.position_embeddings.weight": (positions, hidden),

@@ -4,15 +4,14 @@
 //! operation. What is alone on the machine gets all cores. A GPU has one lane.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::attempt::{self, Compute};
-use super::memory::MemoryModel;
 use super::models::ReadyModel;
 use super::scheduler::{Batch, Next, Scheduler};
+use crate::device::ActiveDevice;
 use crate::device::fault::FaultLatch;
-use crate::device::{ActiveDevice, cuda};
 use crate::error::Error;
 use crate::index::view::Views;
 use crate::model::tokenizer::Encoded;
@@ -22,8 +21,6 @@ const WORTH_ALL_THREADS: usize = 64;
 /// How much other threads of this process go before a lane's, as `nice` counts: with 5 the operating system gives them three
 /// quarters of a core that both want.
 const NICENESS: i32 = 5;
-/// Tokens of the passes that a GPU's memory is calibrated with.
-const PROBES: (usize, usize) = (1_024, 8_192);
 
 /// Everything a lane is started with.
 pub struct Lane {
@@ -70,7 +67,6 @@ impl Lane {
             tch::set_num_interop_threads(1);
         }
         let mut views = Views::new(self.device.device);
-        let mut calibrated = Vec::new();
         loop {
             match self.scheduler.next(self.number) {
                 Next::Stop => return,
@@ -85,9 +81,6 @@ impl Lane {
                     let worth_all = (batch.alone || self.express) && batch.tokens() >= WORTH_ALL_THREADS;
                     threads.set(if worth_all { self.all_threads } else { self.own_threads });
                     self.compute(&batch);
-                    if self.device.device != tch::Device::Cpu {
-                        self.calibrate(&mut calibrated, &batch);
-                    }
                 }
             }
             if let Some(fault) = self.latch.fault() {
@@ -125,40 +118,6 @@ impl Lane {
         }
         self.scheduler.finish(batch, outcomes, started, elapsed);
     }
-
-    /// Learns once for each model what fits into the GPU's memory. After its first batch, so that kernels are loaded.
-    fn calibrate(&self, calibrated: &mut Vec<Weak<ReadyModel>>, batch: &Batch) {
-        calibrated.retain(|known| known.strong_count() > 0);
-        if calibrated
-            .iter()
-            .any(|known| known.as_ptr() == Arc::as_ptr(&batch.model))
-        {
-            return;
-        }
-        calibrated.push(Arc::downgrade(&batch.model));
-        let tch::Device::Cuda(index) = self.device.device else {
-            return;
-        };
-        let inputs = batch.inputs();
-        let taken = |tokens: usize| {
-            let first = inputs.first()?;
-            let repeated: Vec<&Encoded> = vec![first; tokens.div_ceil(first.ids.len().max(1))];
-            let before = cuda::free_memory(index)?;
-            batch.model.model.forward(&repeated).ok()?;
-            let bytes = before.saturating_sub(cuda::free_memory(index)?);
-            Some((repeated.len() * first.ids.len(), bytes))
-        };
-        let measured = || {
-            let (small, large) = (taken(PROBES.0)?, taken(PROBES.1)?);
-            // The allocator keeps what the first pass took, so the second one took only what it needs beyond that.
-            let model = MemoryModel::calibrated(small, (large.0, small.1 + large.1))?;
-            Some(model.most_tokens(cuda::free_memory(index)?))
-        };
-        if let Some(tokens) = measured() {
-            tracing::info!(model = %batch.model.name, tokens, "largest batch that fits into memory");
-            self.scheduler.limit(&batch.model, tokens);
-        }
-    }
 }
 
 /// Lets the threads that take calls in and the express lane go before this one, and before libtorch's threads that it
@@ -188,5 +147,9 @@ impl Compute for Pass<'_> {
             None => self.model.model.forward(input),
             Some(precise) => precise.model()?.forward(input),
         }
+    }
+
+    fn tokens(&self, position: usize) -> usize {
+        self.inputs[position].ids.len()
     }
 }

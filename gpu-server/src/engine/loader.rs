@@ -9,17 +9,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use tch::Kind;
+use tch::{Device, Kind};
 
 use super::golden::{self, Golden};
+use super::memory;
 use super::models::{Purpose, ReadyModel, Registry};
 use super::parity::{self, Answers};
 use super::precise::Precise;
 use super::registry::Order;
 use crate::config::ComputeType;
 use crate::config::models::ModelSpec;
-use crate::device::ActiveDevice;
 use crate::device::fault::FaultLatch;
+use crate::device::{ActiveDevice, cuda};
 use crate::error::Error;
 use crate::model::Model;
 use crate::model::checkpoint::Checkpoint;
@@ -30,6 +31,8 @@ use crate::model::weights::Files;
 const ENDING: Duration = Duration::from_secs(2);
 /// How often it is looked whether they have.
 const LOOK: Duration = Duration::from_millis(5);
+/// Words of each input that a GPU's memory is measured with.
+const PROBE_WORDS: usize = 256;
 
 /// What loading needs.
 #[derive(Debug)]
@@ -131,6 +134,7 @@ impl Loader {
         self.make_room(order, model.memory_bytes)?;
         self.warm_up(spec, &checkpoint, &encoder, &model)?;
         self.compare(spec, &checkpoint, &encoder, &model)?;
+        let most_tokens = self.largest_batch(spec, &encoder, &model)?;
         Ok(ReadyModel {
             name: spec.name.clone(),
             digest: digest.clone(),
@@ -141,6 +145,7 @@ impl Loader {
             normalized: checkpoint.normalized(),
             task: checkpoint.task.clone(),
             kind,
+            most_tokens,
             encoder,
             model,
             precise: (kind != Kind::Float).then(|| Precise::new(checkpoint, digest, self.device.device)),
@@ -235,6 +240,29 @@ impl Loader {
             }
         }
         Ok(())
+    }
+
+    /// Learns what fits into a GPU's memory. After the warm-up, so that kernels are loaded.
+    fn largest_batch(&self, spec: &ModelSpec, encoder: &TextEncoder, model: &Model) -> Result<Option<usize>, Error> {
+        let Device::Cuda(index) = self.device.device else {
+            return Ok(None);
+        };
+        self.go_on()?;
+        let probe = parity::input(spec.purpose, encoder, "probe", &"probe ".repeat(PROBE_WORDS))?;
+        let taken = |tokens: usize| {
+            let inputs = vec![&probe; tokens.div_ceil(probe.ids.len().max(1))];
+            let before = cuda::free_memory(index)?;
+            model.forward(&inputs).ok()?;
+            let bytes = before.saturating_sub(cuda::free_memory(index)?);
+            Some((inputs.len() * probe.ids.len(), bytes))
+        };
+        let most = memory::largest_batch(taken, || cuda::free_memory(index));
+        if let Some(tokens) = most {
+            tracing::info!(model = %spec.name, tokens, "largest batch that fits into memory");
+        } else {
+            tracing::warn!(model = %spec.name, "what fits into memory could not be measured");
+        }
+        Ok(most)
     }
 
     /// Compares with the golden values, if there are any.

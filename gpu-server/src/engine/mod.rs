@@ -175,7 +175,7 @@ impl Engine {
     /// Computes inputs with a model: one row per input, in order.
     ///
     /// # Errors
-    /// [`Error::QueueFull`], [`Error::DeadlineExpired`], a GPU error, or [`Error::NonFinite`] naming the input's index.
+    /// [`Error::QueueFull`], [`Error::DeadlineExpired`], a GPU error, or [`Error::OfInput`] with the input's index.
     pub async fn compute(
         &self,
         model: &Arc<ReadyModel>,

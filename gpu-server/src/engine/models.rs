@@ -35,6 +35,8 @@ pub struct ReadyModel {
     pub normalized: bool,
     /// Element type of the weights.
     pub kind: Kind,
+    /// Most tokens of a batch, where the device's memory sets a limit.
+    pub most_tokens: Option<usize>,
     /// Text to ids.
     pub encoder: TextEncoder,
     /// Ids to numbers. Calls that run keep it alive when another takes its place.

@@ -190,6 +190,11 @@ impl Scheduler {
             return Err(Error::ShuttingDown);
         }
         state.admission.admit(&caller.tenant, tokens)?;
+        match model.most_tokens {
+            Some(most) => state.most.insert(key(model), most),
+            // Another model may have had the same key.
+            None => state.most.remove(&key(model)),
+        };
         let number = state
             .queue
             .push(&caller.tenant, key(model), lengths, caller.deadline, now);
@@ -311,8 +316,7 @@ impl Scheduler {
                         state.forget(item.job, None);
                     }
                 }
-                Err(Error::NonFinite { .. }) => state.forget(item.job, Some(Error::non_finite(item.index))),
-                Err(error) => state.forget(item.job, Some(error)),
+                Err(error) => state.forget(item.job, Some(error.of_input(item.index))),
             }
         }
     }
@@ -324,11 +328,6 @@ impl Scheduler {
         for job in jobs {
             state.forget(job, Some(error.clone()));
         }
-    }
-
-    /// Batches of this model hold at most so many tokens from now on.
-    pub fn limit(&self, model: &Arc<ReadyModel>, tokens: usize) {
-        self.lock().most.insert(key(model), tokens);
     }
 
     /// Ends the lanes after what they compute right now; what waits is dropped.

@@ -133,13 +133,7 @@ async fn embed(engine: &Engine, model: &Arc<ReadyModel>, texts: Texts, caller: &
     let computed = engine
         .compute(model, inputs, caller)
         .await
-        .map_err(|error| match error {
-            Error::NonFinite { index, .. } => Error::NonFinite {
-                index,
-                field: format!("texts[{index}]"),
-            },
-            other => other,
-        })?;
+        .map_err(|error| error.named(|index| format!("texts[{index}]")))?;
     Ok(Embedded {
         computed,
         token_counts,

@@ -57,15 +57,12 @@ impl Reranking {
         let inputs = self.engine.tokenise(caller, bytes, work).await?;
         let tokens = inputs.iter().map(|input| input.ids.len()).sum();
         let truncated = inputs.iter().filter(|input| input.truncated).count();
-        let named = |error| match error {
-            Error::NonFinite { index, .. } => {
-                let (q, d) = pairs[index];
-                let field = format!("queries[{q}].documents[{d}]");
-                Error::NonFinite { index, field }
-            }
-            other => other,
+        let name = |index: usize| {
+            let (q, d) = pairs[index];
+            format!("queries[{q}].documents[{d}]")
         };
-        let computed = self.engine.compute(&model, inputs, caller).await.map_err(named)?;
+        let computed = self.engine.compute(&model, inputs, caller).await;
+        let computed = computed.map_err(|error| error.named(name))?;
         let mut scores = computed.rows.as_slice();
         let rankings = queries.iter().map(|query| {
             let (relevance, rest) = scores.split_at(query.documents.len());

@@ -24,12 +24,17 @@ pub fn from_error(error: &Error) -> Status {
     if let Error::InvalidField { field, problem } = error {
         details.add_bad_request_violation(field, short(problem));
     }
-    let message = match error {
+    Status::with_error_details(code, short(&told(error)), details)
+}
+
+/// What a caller reads.
+fn told(error: &Error) -> String {
+    match error {
         // The cause is in the server's log under the request id; a caller needs no paths of this machine.
         Error::Internal { .. } => "the server failed; its log has the cause under this request's id".to_owned(),
+        Error::OfInput { field, cause, .. } => format!("{field}: {}", told(cause)),
         other => other.to_string(),
-    };
-    Status::with_error_details(code, short(&message), details)
+    }
 }
 
 /// Messages travel in HTTP/2 headers, which peers bound at 8 to 16 KiB: a longer one would replace the error it tells.
@@ -41,7 +46,7 @@ pub(super) fn short(message: &str) -> String {
     }
 }
 
-const fn row(error: &Error) -> (Code, Reason, Option<Duration>) {
+fn row(error: &Error) -> (Code, Reason, Option<Duration>) {
     match error {
         Error::InvalidField { .. } => (Code::InvalidArgument, Reason::InvalidField, None),
         Error::ModelNotFound { .. } => (Code::NotFound, Reason::ModelNotFound, None),
@@ -59,7 +64,8 @@ const fn row(error: &Error) -> (Code, Reason, Option<Duration>) {
         Error::CollectionExists { .. } => (Code::AlreadyExists, Reason::CollectionExists, None),
         Error::CollectionDamaged { .. } => (Code::DataLoss, Reason::CollectionDamaged, None),
         Error::ShuttingDown => (Code::Unavailable, Reason::ShuttingDown, None),
-        Error::NonFinite { .. } | Error::Internal { .. } => (Code::Internal, Reason::Internal, None),
+        Error::NonFinite | Error::Internal { .. } => (Code::Internal, Reason::Internal, None),
+        Error::OfInput { cause, .. } => row(cause),
     }
 }
 
@@ -122,10 +128,25 @@ mod tests {
 
     #[test]
     fn an_internal_error_tells_the_caller_no_path() {
+        let error = Error::internal("/data/a.redb: denied");
+        for error in [error.clone(), error.of_input(0)] {
+            assert!(!from_error(&error).message().contains("/data"));
+        }
+    }
+
+    #[test]
+    fn an_input_that_failed_is_named_and_keeps_its_code() {
+        let full = Error::GpuOutOfMemory { detail: "full".into() };
+        let status = from_error(&full.of_input(3).named(|index| format!("texts[{index}]")));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(status.get_details_error_info().unwrap().reason, "GPU_OUT_OF_MEMORY");
+        assert!(status.message().starts_with("texts[3]: "), "{}", status.message());
+        let lost = Error::GpuLost {
+            detail: "Xid 79".into(),
+        };
         assert!(
-            !from_error(&Error::internal("/data/a.redb: denied"))
-                .message()
-                .contains("/data")
+            matches!(lost.of_input(3), Error::GpuLost { .. }),
+            "that is no input's fault"
         );
     }
 }
