@@ -21,6 +21,7 @@ use super::{call, describe_all, status, usage};
 use crate::engine::Engine;
 use crate::engine::job::{Caller, Computed};
 use crate::engine::models::{Purpose, ReadyModel};
+use crate::engine::registry::Resident as _;
 use crate::error::Error;
 use crate::model::tokenizer::{Cut, Encoded};
 use options::Options;
@@ -65,7 +66,7 @@ impl Embedding {
             .engine
             .model(Purpose::Embedding, &request.model, caller.deadline)
             .await?;
-        if sparse::makes_sparse(&model) {
+        if model.makes_sparse() {
             let problem = format!(
                 "{:?} makes sparse vectors; ask GenerateSparseEmbeddings for them",
                 model.name
