@@ -179,6 +179,7 @@ def busy(narrow: LocalServer) -> Callable[[], bool]:
             client.embed(["mine"])
         except medkg.RateLimitedError:
             return True
+        time.sleep(0.5)  # the stream's batch is refused beside this question too, and must find the queue empty at last
         return False
 
     return refused
@@ -202,23 +203,50 @@ def test_a_stream_that_is_let_go_frees_the_server(
     wait_until(lambda: not busy())
 
 
+def test_a_server_that_stops_hands_its_streams_on(start_server: Callable[..., LocalServer]) -> None:
+    options: dict[str, Any] = {"services": ("embedding",), "reranking_models": {}, "data_dir": None}
+    first, second = start_server(**options), start_server(**options)
+    client = medkg.EmbeddingClient(addresses=[first.address, second.address], tenant="stream")
+    texts = [f"Text {i}." for i in range(400)]
+    stream = client.embed_stream(texts, batch_size=4)
+    parts = [next(stream)]
+    assert first.stop() == 0
+    cut = [line for line in first.events() if "drain deadline" in str(line.get("message"))]
+    assert cut == [], "an endless stream must not hold it up"
+    parts += stream
+    assert sum(part.usage.retries for part in parts) == 1
+    expected = client.embed(texts).vectors
+    np.testing.assert_allclose(np.concatenate([part.vectors for part in parts]), expected, atol=1e-5)
+    second.stop()
+
+
+def test_a_missing_gpu_is_said_at_once(start_server: Callable[..., LocalServer]) -> None:
+    server = start_server(services=("embedding",), device="cuda", env={"CUDA_VISIBLE_DEVICES": ""}, data_dir=None)
+    client = medkg.EmbeddingClient(address=server.address, tenant="stream")
+    with pytest.raises(medkg.GpuNotAvailableError) as caught:
+        list(client.embed_stream(TEXTS))
+    assert (caught.value.attempts, caught.value.retryable) == (1, False)
+    server.stop()
+
+
 def test_an_awaited_stream_that_is_let_go_frees_the_server(
     narrow: LocalServer, busy: Callable[[], bool], wait_until: Callable[..., None]
 ) -> None:
-    async def cancelled() -> None:
+    async def work() -> None:
         client = medkg.AsyncEmbeddingClient(address=narrow.address, tenant="stream", timeout=300)
         answers = client.embed_stream(long_texts(), batch_size=1000)
         assert len((await anext(answers)).vectors) == 1000
-        task = asyncio.ensure_future(anext(client.embed_stream(["word " * 250] * 1000, batch_size=1000)))
         await asyncio.to_thread(wait_until, busy)
         await answers.aclose()
+        await asyncio.to_thread(wait_until, lambda: not busy())
+        waiting = asyncio.ensure_future(anext(client.embed_stream(["word " * 250] * 1000, batch_size=1000)))
         await asyncio.to_thread(wait_until, busy)
-        task.cancel()
+        waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await task
+            await waiting
         await asyncio.to_thread(wait_until, lambda: not busy())
 
-    asyncio.run(asyncio.wait_for(cancelled(), 120))
+    asyncio.run(asyncio.wait_for(work(), 200))
 
 
 def test_awaited_answers_are_those_of_the_blocking_client(server: LocalServer) -> None:
