@@ -135,7 +135,7 @@ class AsyncEmbeddingClient(AsyncClient[native.AsyncEmbedding]):
     ) -> AsyncGenerator[EmbeddingResult, None]:
         """As :meth:`medkg.EmbeddingClient.embed_stream`; ``texts`` is pulled on the event loop.
 
-        Leave the loop over it early inside ``contextlib.aclosing``, or the call is cancelled only when asyncio gets to it.
+        Leave a loop over it early inside ``contextlib.aclosing``, or the call ends when asyncio closes the generator.
         """
         how = (model, dtype, truncation, prompt_name, instruction, dimensions)
         return async_answers(self._native.embed_stream(resolve(**call), texts, how, batch_size), texts)

@@ -180,16 +180,15 @@ class EmbeddingClient(Client[_core.Embedding]):
     ) -> Generator[EmbeddingResult, None, None]:
         """Turn any number of texts into vectors, batch by batch and in order, in memory that does not grow with them.
 
-        ``texts``, of any length, is pulled in this thread, at most ``max_concurrent_batches`` ahead of the answers taken.
-        What it raises is raised here and, as closing the generator does, cancels the call. Batches that a broken
-        connection left unanswered are sent again. Arguments are as in :meth:`embed`, but:
-
-        Args:
-            batch_size: Texts of one result, at most 4,096; None means ``max_batch_texts``. Many bytes make smaller ones.
-            **call: As everywhere, but ``timeout`` bounds the wait for each result, not the whole stream.
+        ``texts`` is pulled in this thread, ``max_concurrent_batches`` batches ahead of the results taken at most. What it
+        raises is raised here and, as closing the generator does, cancels the call. Batches that a broken connection
+        left unanswered are sent again. ``batch_size`` is the texts of one result, at most 4,096; None means
+        ``max_batch_texts``; more than ``max_batch_bytes`` bytes make a smaller one. ``timeout`` bounds the wait for each
+        result, not the whole stream. All else is as in :meth:`embed`.
 
         Yields:
-            A result per batch, as of :meth:`embed`; ``truncated`` are its rows. Errors name texts by their place in all.
+            A result per batch, as :meth:`embed` returns it; ``truncated`` are rows of the batch. An error names a text
+            by its place among all.
         """
         how = (model, dtype, truncation, prompt_name, instruction, dimensions)
         return answers(self._native.embed_stream(resolve(**call), texts, how, batch_size), texts)

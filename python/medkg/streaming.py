@@ -16,6 +16,7 @@ __all__: list[str] = []
 class _Feed(Protocol):
     def push(self, text: str, /) -> bool:
         """Add a text; True if an answer is to be taken before the next one."""
+        ...
 
     def finish(self) -> None:
         """Say that no more texts come."""
@@ -29,6 +30,7 @@ class Stream(_Feed, Protocol):
 
     def next(self) -> EmbeddingResult | None:
         """The next answer; None when there is none to wait for."""
+        ...
 
 
 class AsyncStream(_Feed, Protocol):
@@ -36,6 +38,7 @@ class AsyncStream(_Feed, Protocol):
 
     def next(self) -> Awaitable[EmbeddingResult | None]:
         """The next answer; None when there is none to wait for."""
+        ...
 
 
 def answers(stream: Stream, texts: Iterable[str]) -> Generator[EmbeddingResult, None, None]:

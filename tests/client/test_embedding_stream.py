@@ -104,9 +104,7 @@ def test_what_the_texts_raise_is_raised_and_ends_the_stream(client: medkg.Embedd
     [("", "texts[42]"), (None, "texts[42]"), ("\ud800", "texts[42]"), ("x" * (2 << 20), "texts[42]")],
     ids=["empty", "no str", "surrogate", "2 MiB"],
 )
-def test_a_bad_text_is_named_by_its_place_in_the_stream(
-    client: medkg.EmbeddingClient, bad: Any, field: str
-) -> None:
+def test_a_bad_text_is_named_by_its_place_in_the_stream(client: medkg.EmbeddingClient, bad: Any, field: str) -> None:
     texts = [*TEXTS[:42], bad, *TEXTS]
     with pytest.raises(medkg.EmbeddingValidationError) as caught:
         list(client.embed_stream(texts, batch_size=8))
@@ -288,10 +286,15 @@ def test_awaited_answers_pull_only_as_fast_as_they_are_taken(server: LocalServer
     async def work() -> None:
         client = medkg.AsyncEmbeddingClient(address=server.address, tenant="stream")
         taken = 0
-        with pytest.raises(BrokenSourceError):
+
+        async def take() -> None:
+            nonlocal taken
             async for part in client.embed_stream(source(), batch_size=5):
                 taken += len(part.vectors)
                 assert pulled - taken <= 15
+
+        with pytest.raises(BrokenSourceError):
+            await take()
         assert taken >= 130
 
     asyncio.run(work())

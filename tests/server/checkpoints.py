@@ -27,8 +27,10 @@ class Written(NamedTuple):
 
 
 def write_bert(folder: Path, tokenizer: Path, *, seed: int, hidden: int = 32, sparse: bool = False) -> Written:
-    """Writes a BERT with one layer; `tokenizer` is a folder with a tokenizer.json of BERT's vocabulary. With `sparse` it
-    has a word predictor and makes sparse vectors."""
+    """Writes a BERT with one layer; `tokenizer` is a folder with a tokenizer.json of BERT's vocabulary.
+
+    With `sparse` it has a word predictor and makes sparse vectors.
+    """
     random = np.random.default_rng(seed)
     wide, positions = 2 * hidden, 64
     shapes: dict[str, tuple[int, ...]] = {
@@ -54,7 +56,10 @@ def write_bert(folder: Path, tokenizer: Path, *, seed: int, hidden: int = 32, sp
         shapes[f"{head}.transform.dense.bias"] = (hidden,)
         shapes[f"{head}.bias"] = (VOCABULARY,)
         norms.append(f"{head}.transform")
-        steps = [{"idx": 0, "path": "", "type": "MLMTransformer"}, {"idx": 1, "path": "1_Splade", "type": "SpladePooling"}]
+        steps = [
+            {"idx": 0, "path": "", "type": "MLMTransformer"},
+            {"idx": 1, "path": "1_Splade", "type": "SpladePooling"},
+        ]
         (folder / "modules.json").write_text(json.dumps(steps))
         (folder / "1_Splade").mkdir()
         (folder / "1_Splade" / "config.json").write_text('{"pooling_strategy": "max"}')

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from medkg.local import LocalServer
 
-# In a process of its own: pytest's memory is its own business. A text is 2 KiB and a dozen tokens, a vector is 1 KiB: whoever
-# keeps texts or vectors shows.
+# In a process of its own: pytest's memory is its own business. A text is 2 KiB and a dozen tokens, a vector is 1 KiB:
+# whoever keeps texts or vectors shows.
 STREAM = """
     import os, pathlib, sys, time
     import medkg

@@ -106,12 +106,12 @@ impl Embedding {
         call: CallTuple,
         texts: &Bound<'py, PyAny>,
         how: HowTuple<'py>,
-        batch_size: Option<Bound<'py, PyAny>>,
+        batch_size: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let arguments = streaming::arguments(py);
         let options = arguments.call(call)?;
         let how = self::how(arguments, how)?;
-        let batch_size = arguments.optional_count("batch_size", batch_size.as_ref())?;
+        let batch_size = arguments.optional_count("batch_size", batch_size)?;
         arguments.iterable("texts", texts, self.mode == Mode::Awaitable)?;
         let (process, client) = self.clients.client(py)?;
         let stream = {

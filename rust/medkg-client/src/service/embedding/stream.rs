@@ -282,12 +282,11 @@ impl Driver {
             };
             tokio::select! {
                 biased;
-                batch = self.batches.recv(), if !self.finished => match batch {
-                    Some(batch) => self.take(batch),
-                    None => {
-                        self.finished = true;
-                        open.requests = None;
-                    }
+                batch = self.batches.recv(), if !self.finished => if let Some(batch) = batch {
+                    self.take(batch);
+                } else {
+                    self.finished = true;
+                    open.requests = None;
                 },
                 message = open.answers.message() => return unpacked(message?),
             }
