@@ -180,11 +180,11 @@ class EmbeddingClient(Client[_core.Embedding]):
     ) -> Generator[EmbeddingResult, None, None]:
         """Turn any number of texts into vectors, batch by batch and in order, in memory that does not grow with them.
 
-        ``texts`` is pulled in this thread, ``max_concurrent_batches`` batches ahead of the results taken at most. What it
-        raises is raised here and, as closing the generator does, cancels the call. Batches that a broken connection
+        ``texts`` is pulled in this thread, ``max_concurrent_batches`` batches ahead of the results taken at most. What
+        it raises is raised here and, as closing the generator does, cancels the call. Batches that a broken connection
         left unanswered are sent again. ``batch_size`` is the texts of one result, at most 4,096; None means
-        ``max_batch_texts``; more than ``max_batch_bytes`` bytes make a smaller one. ``timeout`` bounds the wait for each
-        result, not the whole stream. All else is as in :meth:`embed`.
+        ``max_batch_texts``; more than ``max_batch_bytes`` bytes make a smaller one. ``timeout`` bounds the wait for
+        each result, not the whole stream. All else is as in :meth:`embed`.
 
         Yields:
             A result per batch, as :meth:`embed` returns it; ``truncated`` are rows of the batch. An error names a text
