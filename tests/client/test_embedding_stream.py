@@ -151,9 +151,9 @@ def test_tenant_and_trace_are_those_of_the_place_where_it_was_begun(peer: Any) -
 
 
 def long_texts() -> Iterator[str]:
-    """A batch of a thousand that is answered soon, and then minutes of work."""
-    yield from ["short"] * 1000
-    yield from ["word " * 250] * 3000
+    """A batch that is answered soon, and then one of a million tokens."""
+    yield from ["short"] * 4000
+    yield from ["word " * 250] * 4000
     raise ZeroDivisionError
 
 
@@ -187,9 +187,10 @@ def busy(narrow: LocalServer) -> Callable[[], bool]:
 def test_a_stream_that_is_let_go_frees_the_server(
     narrow: LocalServer, busy: Callable[[], bool], wait_until: Callable[..., None], how: str
 ) -> None:
-    client = medkg.EmbeddingClient(address=narrow.address, tenant="stream", timeout=300)
-    stream = client.embed_stream(long_texts(), batch_size=1000)
-    assert len(next(stream).vectors) == 1000
+    # Two batches: in this queue a third one would be refused beside the second.
+    client = medkg.EmbeddingClient(address=narrow.address, tenant="stream", timeout=300, max_concurrent_batches=2)
+    stream = client.embed_stream(long_texts(), batch_size=4000)
+    assert len(next(stream).vectors) == 4000
     wait_until(busy)
     if how == "closed":
         stream.close()
@@ -198,7 +199,7 @@ def test_a_stream_that_is_let_go_frees_the_server(
     else:
         with pytest.raises(ZeroDivisionError):
             next(stream)
-    wait_until(lambda: not busy())
+    wait_until(lambda: not busy(), 20.0)
 
 
 def test_a_server_that_stops_hands_its_streams_on(start_server: Callable[..., LocalServer]) -> None:
@@ -231,18 +232,19 @@ def test_an_awaited_stream_that_is_let_go_frees_the_server(
     narrow: LocalServer, busy: Callable[[], bool], wait_until: Callable[..., None]
 ) -> None:
     async def work() -> None:
-        client = medkg.AsyncEmbeddingClient(address=narrow.address, tenant="stream", timeout=300)
-        answers = client.embed_stream(long_texts(), batch_size=1000)
-        assert len((await anext(answers)).vectors) == 1000
+        config = medkg.ClientConfig(address=narrow.address, tenant="stream", timeout=300, max_concurrent_batches=2)
+        client = medkg.AsyncEmbeddingClient(config)
+        answers = client.embed_stream(long_texts(), batch_size=4000)
+        assert len((await anext(answers)).vectors) == 4000
         await asyncio.to_thread(wait_until, busy)
         await answers.aclose()
-        await asyncio.to_thread(wait_until, lambda: not busy())
-        waiting = asyncio.ensure_future(anext(client.embed_stream(["word " * 250] * 1000, batch_size=1000)))
+        await asyncio.to_thread(wait_until, lambda: not busy(), 20.0)
+        waiting = asyncio.ensure_future(anext(client.embed_stream(["word " * 250] * 4000, batch_size=4000)))
         await asyncio.to_thread(wait_until, busy)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await asyncio.to_thread(wait_until, lambda: not busy())
+        await asyncio.to_thread(wait_until, lambda: not busy(), 20.0)
 
     asyncio.run(asyncio.wait_for(work(), 200))
 
