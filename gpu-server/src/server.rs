@@ -121,7 +121,7 @@ pub async fn serve(config: ServerConfig) -> Result<(), ServeError> {
         tracing::info!(%address, tls = secured, "operators are served on {address}");
         door.serve(listener, admin_routes(&config, &engine, health.clone()))
     });
-    let everyone = door.serve(listener, routes(&config, &engine, &collections, health));
+    let everyone = door.serve(listener, routes(&config, &engine, &collections, &stopping, health));
     tracing::info!(%address, tls = secured, "listening on {address}");
     let serving = async {
         let operators = async {

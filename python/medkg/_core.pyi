@@ -1,4 +1,4 @@
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -26,10 +26,12 @@ from medkg.results import (
 __version__: str
 __all__ = [
     "AsyncEmbedding",
+    "AsyncEmbeddingStream",
     "AsyncGpu",
     "AsyncReranking",
     "AsyncVector",
     "Embedding",
+    "EmbeddingStream",
     "Gpu",
     "Reranking",
     "Vector",
@@ -56,6 +58,13 @@ class Embedding:
         how: _Embed,
         progress: _Progress | None,
     ) -> EmbeddingResult: ...
+    def embed_stream(
+        self,
+        call: _Call,
+        texts: Iterable[str],
+        how: _Embed,
+        batch_size: int | None,
+    ) -> EmbeddingStream: ...
     def embed_sparse(
         self,
         call: _Call,
@@ -77,6 +86,13 @@ class AsyncEmbedding:
         how: _Embed,
         progress: _Progress | None,
     ) -> Awaitable[EmbeddingResult]: ...
+    def embed_stream(
+        self,
+        call: _Call,
+        texts: Iterable[str] | AsyncIterable[str],
+        how: _Embed,
+        batch_size: int | None,
+    ) -> AsyncEmbeddingStream: ...
     def embed_sparse(
         self,
         call: _Call,
@@ -86,6 +102,19 @@ class AsyncEmbedding:
     ) -> Awaitable[SparseEmbeddingResult]: ...
     def models(self, call: _Call) -> Awaitable[list[ModelInfo]]: ...
     def tokenizer(self, call: _Call, model: str | None) -> Awaitable[TokenizerFile]: ...
+    def close(self) -> None: ...
+
+class EmbeddingStream:
+    def push(self, text: str) -> bool: ...
+    def finish(self) -> None: ...
+    def next(self) -> EmbeddingResult | None: ...
+    def close(self) -> None: ...
+
+@final
+class AsyncEmbeddingStream:
+    def push(self, text: str) -> bool: ...
+    def finish(self) -> None: ...
+    def next(self) -> Awaitable[EmbeddingResult | None]: ...
     def close(self) -> None: ...
 
 class Reranking:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from medkg.call_context import resolve
 from medkg.client import Client, NativeT, configure, native
+from medkg.streaming import async_answers
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Literal, TypeAlias
 
@@ -118,6 +119,26 @@ class AsyncEmbeddingClient(AsyncClient[native.AsyncEmbedding]):
         """As :meth:`medkg.EmbeddingClient.embed`; ``progress`` is called from the event loop."""
         how = (model, dtype, truncation, prompt_name, instruction, dimensions)
         return await _reporting(progress, lambda report: self._native.embed(resolve(**call), texts, how, report))
+
+    def embed_stream(
+        self,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        batch_size: int | None = None,
+        model: str | None = None,
+        dtype: Literal["float32", "float16", "bfloat16", "int8", "binary"] | None = None,
+        prompt_name: str | None = None,
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        truncation: Literal["right", "left", "refuse"] | None = None,
+        **call: Unpack[CallOptions],
+    ) -> AsyncGenerator[EmbeddingResult, None]:
+        """As :meth:`medkg.EmbeddingClient.embed_stream`; ``texts`` is pulled on the event loop.
+
+        Leave a loop over it early inside ``contextlib.aclosing``, or the call ends when asyncio closes the generator.
+        """
+        how = (model, dtype, truncation, prompt_name, instruction, dimensions)
+        return async_answers(self._native.embed_stream(resolve(**call), texts, how, batch_size), texts)
 
     async def embed_sparse(
         self,

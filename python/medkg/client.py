@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 import medkg._core as _core  # noqa: PLR0402 - `from medkg import _core` would be an import cycle through the package
 from medkg.call_context import resolve
 from medkg.config import ClientConfig
+from medkg.streaming import answers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
     from types import TracebackType
     from typing import Literal
 
@@ -163,6 +164,34 @@ class EmbeddingClient(Client[_core.Embedding]):
         """
         how = (model, dtype, truncation, prompt_name, instruction, dimensions)
         return self._native.embed(resolve(**call), texts, how, progress)
+
+    def embed_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int | None = None,
+        model: str | None = None,
+        dtype: Literal["float32", "float16", "bfloat16", "int8", "binary"] | None = None,
+        prompt_name: str | None = None,
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        truncation: Literal["right", "left", "refuse"] | None = None,
+        **call: Unpack[CallOptions],
+    ) -> Generator[EmbeddingResult, None, None]:
+        """Turn any number of texts into vectors, batch by batch and in order, in memory that does not grow with them.
+
+        ``texts`` is pulled in this thread, ``max_concurrent_batches`` batches ahead of the results taken at most. What
+        it raises is raised here and, as closing the generator does, cancels the call. Batches that a broken connection
+        left unanswered are sent again. ``batch_size`` is the texts of one result, at most 4,096; None means
+        ``max_batch_texts``; more than ``max_batch_bytes`` bytes make a smaller one. ``timeout`` bounds the wait for
+        each result, not the whole stream. All else is as in :meth:`embed`.
+
+        Yields:
+            A result per batch, as :meth:`embed` returns it; ``truncated`` are rows of the batch. An error names a text
+            by its place among all.
+        """
+        how = (model, dtype, truncation, prompt_name, instruction, dimensions)
+        return answers(self._native.embed_stream(resolve(**call), texts, how, batch_size), texts)
 
     def embed_sparse(
         self,

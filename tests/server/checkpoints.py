@@ -27,11 +27,19 @@ class Written(NamedTuple):
 
 
 def write_bert(
-    folder: Path, tokenizer: Path, *, seed: int, hidden: int = 32, wide: int | None = None, positions: int = 64
+    folder: Path,
+    tokenizer: Path,
+    *,
+    seed: int,
+    hidden: int = 32,
+    wide: int | None = None,
+    positions: int = 64,
+    sparse: bool = False,
 ) -> Written:
     """Writes a BERT with one layer; `tokenizer` is a folder with a tokenizer.json of BERT's vocabulary.
 
-    `wide` is the width of its feed-forward network, twice `hidden` unless told otherwise.
+    `wide` is the width of its feed-forward network, twice `hidden` unless told otherwise. With `sparse` it has a word
+    predictor and makes sparse vectors.
     """
     random = np.random.default_rng(seed)
     wide = wide or 2 * hidden
@@ -50,7 +58,22 @@ def write_bert(
         (f"{layer}.output.dense", hidden, wide),
     ):
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs), (outputs,)
-    for name in ("embeddings", f"{layer}.attention.output", f"{layer}.output"):
+    norms = ["embeddings", f"{layer}.attention.output", f"{layer}.output"]
+    folder.mkdir(parents=True, exist_ok=True)
+    if sparse:
+        head = "cls.predictions"
+        shapes[f"{head}.transform.dense.weight"] = (hidden, hidden)
+        shapes[f"{head}.transform.dense.bias"] = (hidden,)
+        shapes[f"{head}.bias"] = (VOCABULARY,)
+        norms.append(f"{head}.transform")
+        steps = [
+            {"idx": 0, "path": "", "type": "MLMTransformer"},
+            {"idx": 1, "path": "1_Splade", "type": "SpladePooling"},
+        ]
+        (folder / "modules.json").write_text(json.dumps(steps))
+        (folder / "1_Splade").mkdir()
+        (folder / "1_Splade" / "config.json").write_text('{"pooling_strategy": "max"}')
+    for name in norms:
         shapes[f"{name}.LayerNorm.weight"] = shapes[f"{name}.LayerNorm.bias"] = (hidden,)
     tensors = {name: random.normal(0, 0.3, shape).astype("<f4") for name, shape in shapes.items()}
     config = {
@@ -67,7 +90,6 @@ def write_bert(
         "layer_norm_eps": 1e-12,
         "pad_token_id": 0,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(tokenizer / "tokenizer.json", folder)
     weights = safetensors(tensors)

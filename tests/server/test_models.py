@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 import medkg
 
 from .checkpoints import Written, write_bert
-from .conftest import TENANT
+from .conftest import TENANT, Refusal
 from .operators import BOTH, TEXT, Operated, eventually
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(root: Path, minilm_dir: Path) -> Callable[..., Written]:
     """Writes a small checkpoint below the root."""
 
-    def write(name: str, seed: int, hidden: int = 32) -> Written:
-        return write_bert(root / name, minilm_dir, seed=seed, hidden=hidden)
+    def write(name: str, seed: int, hidden: int = 32, *, sparse: bool = False) -> Written:
+        return write_bert(root / name, minilm_dir, seed=seed, hidden=hidden, sparse=sparse)
 
     return write
 
@@ -214,6 +214,46 @@ def test_the_model_asked_for_longest_ago_makes_room_and_comes_back_when_called(
     assert [operated.state(name) for name in names] == ["ready", "ready", "unloaded"]
     held = sum(operated.told(name).memory_bytes for name in names)
     assert 0 < held <= budget
+
+
+def test_a_sparse_call_without_a_name_waits_for_the_sparse_model(
+    operate: Callable[..., Operated], small: Callable[..., Written]
+) -> None:
+    dense, sparse = small("sparse/dense", 81), small("sparse/one", 82, sparse=True)
+    other = small("sparse/other", 83, hidden=64)
+    folders = {"dense": dense.folder, "sparse": sparse.folder, "other": other.folder}
+    # Room for the default and one of the others; the word table of the sparse one counts twice.
+    budget = dense.bytes + 2 * sparse.bytes + 1000
+    operated = operate(
+        ("--model-memory", str(budget)), embedding_models=folders, reranking_models={}, services=BOTH[:1], wait=False
+    )
+    request = operated.wire.embedding.GenerateSparseEmbeddingsRequest(texts=[TEXT])
+
+    def ask() -> str:
+        return str(operated.embedding.GenerateSparseEmbeddings(request, metadata=[TENANT], timeout=60).model)
+
+    def answered() -> bool:
+        try:
+            return ask() == "sparse"
+        except grpc.RpcError as error:
+            refusal = Refusal(error)
+            # While it loads, and so while nobody knows that it is sparse.
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+            assert refusal.retry_seconds
+            return False
+
+    eventually(answered)
+    eventually(lambda: operated.state("other") == "unloaded")  # it found no room
+    assert operated.embed("other").model == "other"
+    assert operated.state("sparse") == "unloaded"
+    assert ask() == "sparse"
+    assert operated.state("other") == "unloaded"
+    operated.unload("sparse")
+    refusal = operated.refused(ask)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "MODEL_NOT_READY")
+    operated.load("sparse", "sparse/dense")
+    refusal = operated.refused(ask)
+    assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
 
 
 def test_what_can_never_fit_is_refused_as_a_limit_of_the_server(

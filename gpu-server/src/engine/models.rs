@@ -49,4 +49,8 @@ impl Resident for ReadyModel {
     fn bytes(&self) -> u64 {
         self.model.memory_bytes + self.precise.as_ref().map_or(0, Precise::memory_bytes)
     }
+
+    fn makes_sparse(&self) -> bool {
+        matches!(self.task, Task::Sparse(_))
+    }
 }

@@ -9,6 +9,7 @@
 
 mod entry;
 pub mod room;
+mod sparse;
 #[cfg(test)]
 mod tests;
 
@@ -33,6 +34,8 @@ const COME_BACK: Duration = Duration::from_secs(1);
 pub trait Resident {
     /// How many bytes.
     fn bytes(&self) -> u64;
+    /// Whether it makes sparse vectors.
+    fn makes_sparse(&self) -> bool;
 }
 
 /// All models of this process. `M` is what answers.
@@ -349,6 +352,7 @@ impl<M: Resident> Registry<M> {
                 entry.spec = Arc::clone(&order.spec);
                 entry.used.store(self.tick(), Ordering::Relaxed);
                 entry.took = Some(took);
+                entry.sparse = Some(model.makes_sparse());
                 entry.counts = true;
                 entry.refused.clear();
                 gone = table.leave(at, State::Ready(Arc::new(model)));

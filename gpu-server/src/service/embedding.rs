@@ -12,6 +12,7 @@ use std::time::Instant;
 use futures_util::{Stream, StreamExt as _};
 use medkg_proto::v1;
 use medkg_proto::v1::embedding_service_server::EmbeddingService;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
@@ -21,6 +22,7 @@ use super::{call, describe_all, status, usage};
 use crate::engine::Engine;
 use crate::engine::job::{Caller, Computed};
 use crate::engine::models::{Purpose, ReadyModel};
+use crate::engine::registry::Resident as _;
 use crate::error::Error;
 use crate::model::tokenizer::{Cut, Encoded};
 use options::Options;
@@ -34,6 +36,7 @@ const TOKENIZER_PIECE: usize = 256 * 1024;
 #[derive(Debug, Clone)]
 pub struct Embedding {
     engine: Arc<Engine>,
+    stopping: watch::Receiver<bool>,
 }
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -48,9 +51,9 @@ impl Drop for Batch {
 }
 
 impl Embedding {
-    /// Served by `engine`.
-    pub const fn new(engine: Arc<Engine>) -> Self {
-        Self { engine }
+    /// Served by `engine`, until `stopping` says so.
+    pub const fn new(engine: Arc<Engine>, stopping: watch::Receiver<bool>) -> Self {
+        Self { engine, stopping }
     }
 
     async fn embed(
@@ -65,7 +68,7 @@ impl Embedding {
             .engine
             .model(Purpose::Embedding, &request.model, caller.deadline)
             .await?;
-        if sparse::makes_sparse(&model) {
+        if model.makes_sparse() {
             let problem = format!(
                 "{:?} makes sparse vectors; ask GenerateSparseEmbeddings for them",
                 model.name
@@ -201,10 +204,21 @@ impl EmbeddingService for Embedding {
         // The channel and the answer that is waited for are the window: the next request is read only when there is
         // room for its answer. Answers are tasks, so that several batches are in work while the order stays; dropping
         // the stream aborts them.
-        let (answers, receiver) = tokio::sync::mpsc::channel::<Batch>(STREAM_WINDOW - 1);
+        let (answers, receiver) = mpsc::channel::<Batch>(STREAM_WINDOW - 1);
+        let mut stopping = self.stopping.clone();
         let feed = async move {
             while let Ok(room) = answers.reserve().await {
-                let Some(message) = batches.next().await else {
+                let message = tokio::select! {
+                    biased;
+                    // A drain would last as long as the client has texts. It is told to go on elsewhere, once what is in
+                    // work is answered.
+                    _ = stopping.wait_for(|stop| *stop) => {
+                        call::finish(started, Some(&Error::ShuttingDown));
+                        Some(Err(status::from_error(&Error::ShuttingDown)))
+                    }
+                    message = batches.next() => message,
+                };
+                let Some(message) = message else {
                     return call::finish(started, None);
                 };
                 let (service, caller) = (service.clone(), caller.clone());

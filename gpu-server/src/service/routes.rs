@@ -9,7 +9,7 @@ use medkg_proto::v1::gpu_service_server::GpuServiceServer;
 use medkg_proto::v1::model_service_server::ModelServiceServer;
 use medkg_proto::v1::reranking_service_server::RerankingServiceServer;
 use medkg_proto::v1::vector_service_server::VectorServiceServer;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
 use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::server::NamedService;
@@ -30,6 +30,7 @@ pub fn routes<H>(
     config: &ServerConfig,
     engine: &Arc<Engine>,
     collections: &Arc<OnceCell<Result<Collections, Error>>>,
+    stopping: &watch::Receiver<bool>,
     health: H,
 ) -> Routes
 where
@@ -52,7 +53,7 @@ where
     offer!(
         Role::Embedding,
         EmbeddingServiceServer,
-        Embedding::new(Arc::clone(engine))
+        Embedding::new(Arc::clone(engine), stopping.clone())
     );
     offer!(
         Role::Reranking,

@@ -17,10 +17,10 @@ use tonic_types::StatusExt as _;
 
 use crate::config::{ClientConfig, ConfigError};
 use crate::connection::{AttemptError, explain};
-use crate::endpoint::{AllOpen, Endpoint, Endpoints, Pool};
+use crate::endpoint::{Admitted, AllOpen, Endpoint, Endpoints, Place, Pool};
 use crate::error::{ClientError, FieldViolation};
 use crate::policy::backoff::Delays;
-use crate::policy::breaker::{BreakerState, Outcome};
+use crate::policy::breaker::{BreakerState, Outcome, Permit};
 use crate::policy::budget::RetryBudget;
 use crate::policy::classify::{ErrorKind, Failed, Service, classify};
 use crate::policy::deadline::Deadline;
@@ -75,6 +75,11 @@ impl Call {
         self.request_id.inject(metadata);
         request.set_timeout(remaining);
         request
+    }
+
+    /// The same call with a deadline for each of its answers and none for the whole.
+    pub(crate) fn without_end(self) -> Self {
+        Self { whole: None, ..self }
     }
 
     /// Says in an error which call it was.
@@ -178,76 +183,115 @@ impl Caller {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let mut random = fastrand::Rng::new();
-        let mut progress = Progress {
+        let answer = self.attempts(call, self.progress(call), make, send).await;
+        answer.map(|(answer, _)| answer)
+    }
+
+    /// A request of which no attempt has been made.
+    pub(crate) fn progress(&self, call: &Call) -> Progress {
+        Progress {
             deadline: call.deadline(now()),
             delays: self.config.backoff.delays(),
+            random: fastrand::Rng::new(),
             tried: Vec::new(),
             attempts: 0,
             paced: 0,
-        };
+        }
+    }
+
+    /// As [`Self::request`], for a request that has got as far as `progress`. Also says where it was answered.
+    pub(crate) async fn attempts<M, T, F>(
+        &self,
+        call: &Call,
+        mut progress: Progress,
+        make: impl Fn() -> M,
+        send: impl Fn(Channel, Request<M>) -> F,
+    ) -> Result<(Answer<T>, Place), ClientError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
         self.budget.deposit(now());
         loop {
-            let Some(remaining) = progress.deadline.remaining(now()) else {
+            let Some(remaining) = progress.remaining() else {
                 return Err(call.sign(self.too_late(call, progress.attempts)));
             };
-            let admitted = match self.pool.pick(&progress.tried, now()) {
+            let Admitted { place, permit } = match self.pool.pick(&progress.tried, now()) {
                 Ok(admitted) => admitted,
                 Err(all_open) => return Err(call.sign(self.circuit_open(call, all_open, progress.attempts))),
             };
             progress.attempts += 1;
-            let (endpoint, pending) = (admitted.endpoint, admitted.pending);
-            let attempt = endpoint
-                .connection
-                .run(|channel| send(channel, call.request(make(), remaining)));
+            let connection = &place.endpoint.connection;
+            let attempt = connection.run(|channel| send(channel, call.request(make(), remaining)));
             let result = match tokio::time::timeout(remaining, attempt).await {
                 Ok(result) => result,
                 Err(_) => Err(AttemptError::Elapsed),
             };
-            drop(pending);
             let error = match result {
                 Ok(message) => {
-                    admitted.permit.report(now(), Outcome::Success);
-                    return Ok(Answer {
-                        message,
-                        retries: progress.attempts - 1,
-                    });
+                    permit.report(now(), Outcome::Success);
+                    let retries = progress.attempts - 1;
+                    return Ok((Answer { message, retries }, place));
                 }
                 Err(error) => error,
             };
-            let failed = judge(&error);
-            match error {
-                // One dial is one failure, however many calls waited for it; the one that dialled reports it.
-                AttemptError::NotConnected { shared: true, .. } => drop(admitted.permit),
-                _ if failed.counts() => admitted.permit.report(now(), Outcome::Failure),
-                _ => admitted.permit.report(now(), Outcome::Answered),
+            self.recover(call, &mut progress, place, Some(permit), error).await?;
+        }
+    }
+
+    /// As [`Self::recover`], for an answer of a stream that was under way already.
+    pub(crate) async fn interrupted(
+        &self,
+        call: &Call,
+        progress: &mut Progress,
+        place: Place,
+        error: AttemptError,
+    ) -> Result<(), ClientError> {
+        progress.attempts += 1;
+        let permit = place.endpoint.admit(now());
+        self.recover(call, progress, place, permit, error).await
+    }
+
+    /// What follows from a failed attempt: waits until the next one may be made, or gives the error that ends the call.
+    async fn recover(
+        &self,
+        call: &Call,
+        progress: &mut Progress,
+        place: Place,
+        permit: Option<Permit>,
+        error: AttemptError,
+    ) -> Result<(), ClientError> {
+        let failed = judge(&error);
+        match (&error, permit) {
+            // One dial is one failure, however many calls waited for it; the one that dialled reports it.
+            (AttemptError::NotConnected { shared: true, .. }, permit) => drop(permit),
+            (_, Some(permit)) if failed.counts() => permit.report(now(), Outcome::Failure),
+            (_, Some(permit)) => permit.report(now(), Outcome::Answered),
+            (_, None) => {}
+        }
+        if !progress.tried.contains(&place.index) {
+            progress.tried.push(place.index);
+        }
+        let endpoint = Arc::clone(&place.endpoint);
+        drop(place);
+        match self.next(call, progress, failed) {
+            Decision::Retry { after, .. } => {
+                endpoint.note_failure(&describe(&error));
+                let attempt = progress.attempts;
+                tracing::debug!(?error, ?after, attempt, "an attempt failed; trying again");
+                tokio::time::sleep(after).await;
+                Ok(())
             }
-            if !progress.tried.contains(&admitted.index) {
-                progress.tried.push(admitted.index);
-            }
-            match self.next(call, &mut progress, failed, &mut random) {
-                Decision::Retry { after, .. } => {
-                    endpoint.note_failure(&describe(&error));
-                    tracing::debug!(
-                        ?error,
-                        ?after,
-                        attempt = progress.attempts,
-                        "an attempt failed; trying again"
-                    );
-                    tokio::time::sleep(after).await;
+            Decision::Stop(stop) => {
+                let error = self.give_up(call, &endpoint, &error, failed, stop, progress.attempts);
+                if failed.counts() {
+                    endpoint.note_failure(&error.message);
                 }
-                Decision::Stop(stop) => {
-                    let error = self.give_up(call, endpoint, &error, failed, stop, progress.attempts);
-                    if failed.counts() {
-                        endpoint.note_failure(&error.message);
-                    }
-                    return Err(call.sign(error));
-                }
+                Err(call.sign(error))
             }
         }
     }
 
-    fn next(&self, call: &Call, progress: &mut Progress, failed: Failed, random: &mut fastrand::Rng) -> Decision {
+    fn next(&self, call: &Call, progress: &mut Progress, failed: Failed) -> Decision {
         let now = now();
         let decision = decide(
             failed,
@@ -256,7 +300,7 @@ impl Caller {
                 attempts: progress.attempts - progress.paced,
                 max_attempts: self.config.max_attempts,
                 deadline: progress.deadline,
-                backoff: progress.delays.next(random),
+                backoff: progress.delays.next(&mut progress.random),
                 untried_endpoint: self.pool.has_untried(&progress.tried, now),
                 budget: &self.budget,
                 now,
@@ -337,12 +381,20 @@ impl Caller {
 
 /// How far a request has got.
 #[derive(Debug)]
-struct Progress {
+pub(crate) struct Progress {
     deadline: Deadline,
     delays: Delays,
+    random: fastrand::Rng,
     tried: Vec<usize>,
     attempts: u32,
     paced: u32,
+}
+
+impl Progress {
+    /// The time that is left; none once it is over.
+    pub(crate) fn remaining(&self) -> Option<Duration> {
+        self.deadline.remaining(now())
+    }
 }
 
 /// `reason` of the status' `ErrorInfo`, if it is medkg's.

@@ -31,6 +31,11 @@ impl Endpoint {
         self.breaker.state(now)
     }
 
+    /// Lets an attempt through, unless the breaker is in the way.
+    pub(crate) fn admit(&self, now: Instant) -> Option<Permit> {
+        self.breaker.admit(now).ok()
+    }
+
     pub(crate) fn note_failure(&self, what: &str) {
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(what.to_owned());
     }
@@ -40,29 +45,31 @@ impl Endpoint {
     }
 }
 
-/// A call that was admitted by an endpoint; counts as in flight until it is dropped.
+/// A call that was admitted by an endpoint.
 #[derive(Debug)]
-pub(crate) struct Admitted<'a> {
-    pub(crate) index: usize,
-    pub(crate) endpoint: &'a Endpoint,
+pub(crate) struct Admitted {
+    pub(crate) place: Place,
     pub(crate) permit: Permit,
-    pub(crate) pending: Pending<'a>,
 }
 
-/// One call in flight.
+/// Where a call is made; it counts as in flight there until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Pending<'a>(&'a AtomicUsize);
+pub(crate) struct Place {
+    /// In the pool.
+    pub(crate) index: usize,
+    pub(crate) endpoint: Arc<Endpoint>,
+}
 
-impl<'a> Pending<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+impl Place {
+    fn new(index: usize, endpoint: Arc<Endpoint>) -> Self {
+        endpoint.pending.fetch_add(1, Ordering::Relaxed);
+        Self { index, endpoint }
     }
 }
 
-impl Drop for Pending<'_> {
+impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.endpoint.pending.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -116,7 +123,7 @@ impl Pool {
     }
 
     /// The endpoint for the next attempt of a call that has made attempts at `tried`.
-    pub(crate) fn pick(&self, tried: &[usize], now: Instant) -> Result<Admitted<'_>, AllOpen> {
+    pub(crate) fn pick(&self, tried: &[usize], now: Instant) -> Result<Admitted, AllOpen> {
         let count = self.endpoints.len().max(1);
         let start = self.turn.fetch_add(1, Ordering::Relaxed) % count;
         let mut order: Vec<usize> = (0..self.endpoints.len()).collect();
@@ -130,15 +137,11 @@ impl Pool {
             retry_after: Duration::MAX,
         };
         for index in order {
-            let endpoint = self.endpoints[index].as_ref();
+            let endpoint = &self.endpoints[index];
             match endpoint.breaker.admit(now) {
                 Ok(permit) => {
-                    return Ok(Admitted {
-                        index,
-                        endpoint,
-                        permit,
-                        pending: Pending::new(&endpoint.pending),
-                    });
+                    let place = Place::new(index, Arc::clone(endpoint));
+                    return Ok(Admitted { place, permit });
                 }
                 Err(refused) if refused.retry_after < soonest.retry_after => {
                     soonest = AllOpen {
@@ -266,17 +269,17 @@ mod tests {
         let (pool, now) = (pool(3), Instant::now());
         let mut held: Vec<_> = (0..9).map(|_| pool.pick(&[], now).unwrap()).collect();
         for index in 0..3 {
-            assert_eq!(held.iter().filter(|admitted| admitted.index == index).count(), 3);
+            assert_eq!(held.iter().filter(|admitted| admitted.place.index == index).count(), 3);
         }
-        let free = held.iter().position(|admitted| admitted.index == 1).unwrap();
+        let free = held.iter().position(|admitted| admitted.place.index == 1).unwrap();
         drop(held.remove(free));
-        assert_eq!(pool.pick(&[], now).unwrap().index, 1);
+        assert_eq!(pool.pick(&[], now).unwrap().place.index, 1);
     }
 
     #[test]
     fn idle_endpoints_take_turns() {
         let (pool, now) = (pool(3), Instant::now());
-        let mut seen: Vec<_> = (0..3).map(|_| pool.pick(&[], now).unwrap().index).collect();
+        let mut seen: Vec<_> = (0..3).map(|_| pool.pick(&[], now).unwrap().place.index).collect();
         seen.sort_unstable();
         assert_eq!(seen, [0, 1, 2]);
     }
@@ -287,7 +290,7 @@ mod tests {
         let (pool, now) = (pool(2), Instant::now());
         open(&pool, 0, now);
         for _ in 0..10 {
-            assert_eq!(pool.pick(&[], now).unwrap().index, 1);
+            assert_eq!(pool.pick(&[], now).unwrap().place.index, 1);
         }
         assert!(!pool.has_untried(&[1], now));
         open(&pool, 1, now + Duration::from_secs(1));
@@ -305,7 +308,7 @@ mod tests {
     fn a_retry_goes_where_the_call_has_not_been() {
         let (pool, now) = (pool(3), Instant::now());
         for _ in 0..6 {
-            assert_eq!(pool.pick(&[0, 2], now).unwrap().index, 1);
+            assert_eq!(pool.pick(&[0, 2], now).unwrap().place.index, 1);
         }
         assert!(pool.has_untried(&[0, 2], now));
         assert!(!pool.has_untried(&[0, 1, 2], now));

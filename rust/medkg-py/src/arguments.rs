@@ -70,10 +70,7 @@ impl<'py> Arguments<'py> {
 
     /// The strings of an iterable; one string alone is refused, because its characters are not meant.
     pub(crate) fn strings(self, field: &str, values: &Bound<'py, PyAny>) -> PyResult<Vec<String>> {
-        let single = values.is_instance_of::<PyString>()
-            || values.is_instance_of::<PyBytes>()
-            || values.is_instance_of::<PyByteArray>();
-        let Some(iterator) = (!single).then(|| values.try_iter().ok()).flatten() else {
+        let Some(iterator) = (!is_one(values)).then(|| values.try_iter().ok()).flatten() else {
             let class = values.get_type().name()?;
             return Err(self.invalid(field, &format!("is a {class}; give a list of str")));
         };
@@ -82,6 +79,16 @@ impl<'py> Arguments<'py> {
             strings.push(self.string(|| format!("{field}[{index}]"), &value?)?);
         }
         Ok(strings)
+    }
+
+    /// Refuses what gives no strings one after the other; with `or_async` an asynchronous iterable does too.
+    pub(crate) fn iterable(self, field: &str, values: &Bound<'py, PyAny>, or_async: bool) -> PyResult<()> {
+        let iterates = values.hasattr("__iter__")? || values.hasattr("__getitem__")?;
+        if !is_one(values) && (iterates || (or_async && values.hasattr("__aiter__")?)) {
+            return Ok(());
+        }
+        let class = values.get_type().name()?;
+        Err(self.invalid(field, &format!("is a {class}; give an iterable of str")))
     }
 
     pub(crate) fn optional_string(self, field: &str, value: Option<&Bound<'py, PyAny>>) -> PyResult<Option<String>> {
@@ -114,4 +121,9 @@ impl<'py> Arguments<'py> {
             Err(error) => Err(error),
         }
     }
+}
+
+/// One string, whose characters are strings too.
+fn is_one(values: &Bound<'_, PyAny>) -> bool {
+    values.is_instance_of::<PyString>() || values.is_instance_of::<PyBytes>() || values.is_instance_of::<PyByteArray>()
 }

@@ -2,7 +2,7 @@
 
 use medkg_client::Service;
 use medkg_client::service::embedding::{
-    Dtype, EmbedRequest, Embeddings, SparseEmbeddings, SparseRequest, TokenizerFile,
+    Dtype, EmbedRequest, Embeddings, How, SparseEmbeddings, SparseRequest, TokenizerFile,
 };
 use numpy::PyArray1;
 use pyo3::prelude::*;
@@ -11,7 +11,8 @@ use pyo3::types::PyBytes;
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{arrays, config, results};
+use crate::streaming;
+use crate::{arrays, config, errors, results};
 
 /// Texts to vectors; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -38,7 +39,7 @@ impl AsyncEmbedding {
 }
 
 /// `(model, dtype, truncation, prompt_name, instruction, dimensions)`.
-type How<'py> = (
+type HowTuple<'py> = (
     Option<String>,
     Option<String>,
     Option<String>,
@@ -53,6 +54,18 @@ fn arguments<'py>(py: Python<'py>, method: &'static str) -> Arguments<'py> {
         service: Service::Embedding,
         method,
     }
+}
+
+fn how(arguments: Arguments<'_>, how: HowTuple<'_>) -> PyResult<How> {
+    let (model, dtype, truncation, prompt_name, instruction, dimensions) = how;
+    Ok(How {
+        model,
+        dtype: dtype.map(|name| self::dtype(arguments, &name)).transpose()?,
+        truncation: arguments.truncation(truncation.as_deref())?,
+        prompt_name: arguments.optional_string("prompt_name", prompt_name.as_ref())?,
+        instruction: arguments.optional_string("instruction", instruction.as_ref())?,
+        dimensions: arguments.optional_count("dimensions", dimensions.as_ref())?,
+    })
 }
 
 #[pymethods]
@@ -71,33 +84,43 @@ impl Embedding {
         py: Python<'py>,
         call: CallTuple,
         texts: &Bound<'py, PyAny>,
-        how: How<'py>,
+        how: HowTuple<'py>,
         progress: Option<Py<PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let arguments = arguments(py, "GenerateEmbeddings");
         let options = arguments.call(call)?;
-        let (model, dtype, truncation, prompt_name, instruction, dimensions) = how;
-        let dtype = dtype.map(|name| self::dtype(arguments, &name)).transpose()?;
-        let truncation = arguments.truncation(truncation.as_deref())?;
-        let prompt_name = arguments.optional_string("prompt_name", prompt_name.as_ref())?;
-        let instruction = arguments.optional_string("instruction", instruction.as_ref())?;
-        let dimensions = arguments.optional_count("dimensions", dimensions.as_ref())?;
+        let how = self::how(arguments, how)?;
         let texts = arguments.strings("texts", texts)?;
         let (process, client) = self.clients.client(py)?;
         let start = move |progress| async move {
-            let request = EmbedRequest {
-                texts,
-                model,
-                dtype,
-                truncation,
-                prompt_name,
-                instruction,
-                dimensions,
-                progress,
-            };
+            let request = EmbedRequest { texts, how, progress };
             client.embedding().embed(request, &options).await
         };
         run(py, &process, self.mode, progress, start, embeddings)
+    }
+
+    /// The stream behind `EmbeddingClient.embed_stream`; `texts` are only looked at, not pulled.
+    fn embed_stream<'py>(
+        &self,
+        py: Python<'py>,
+        call: CallTuple,
+        texts: &Bound<'py, PyAny>,
+        how: HowTuple<'py>,
+        batch_size: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = streaming::arguments(py);
+        let options = arguments.call(call)?;
+        let how = self::how(arguments, how)?;
+        let batch_size = arguments.optional_count("batch_size", batch_size)?;
+        arguments.iterable("texts", texts, self.mode == Mode::Awaitable)?;
+        let (process, client) = self.clients.client(py)?;
+        let stream = {
+            let _inside = process.handle().enter();
+            let batch_size = batch_size.map(|size| size as usize);
+            client.embedding().stream(how, batch_size, &options)
+        };
+        let stream = stream.map_err(|error| errors::raise(py, &error))?;
+        streaming::new(py, process, self.mode, stream)
     }
 
     /// See `EmbeddingClient.embed_sparse`; `how` is `(model, truncation, max_terms)`.
@@ -159,7 +182,7 @@ fn dtype(arguments: Arguments<'_>, name: &str) -> PyResult<Dtype> {
     })
 }
 
-fn embeddings(py: Python<'_>, answer: Embeddings) -> PyResult<Py<PyAny>> {
+pub(crate) fn embeddings(py: Python<'_>, answer: Embeddings) -> PyResult<Py<PyAny>> {
     let dtype = answer.vectors.dtype().as_str();
     let (vectors, scales) = arrays::vectors(py, answer.vectors, answer.rows)?;
     let result = results::class(py, "EmbeddingResult")?.call1((

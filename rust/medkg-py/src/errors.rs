@@ -57,6 +57,13 @@ pub(crate) fn closed(py: Python<'_>) -> PyErr {
     instance(py, "MedkgError", text, &details).unwrap_or_else(|failure| failure)
 }
 
+/// The Python exception for a stream that is over, or is another process's.
+pub(crate) fn no_stream(py: Python<'_>) -> PyErr {
+    let text = "this stream has ended, or was begun in the process that this one was forked from; begin a new one";
+    let details = PyDict::new(py);
+    instance(py, "MedkgError", text, &details).unwrap_or_else(|failure| failure)
+}
+
 fn instance(py: Python<'_>, class: &str, text: &str, details: &Bound<'_, PyDict>) -> PyResult<PyErr> {
     let class = py.import("medkg.errors")?.getattr(class)?;
     Ok(PyErr::from_value(class.call((text,), Some(details))?))

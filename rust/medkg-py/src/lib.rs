@@ -18,6 +18,7 @@ mod process;
 mod reranking;
 mod results;
 mod running;
+mod streaming;
 mod vector;
 
 /// The Rust half of medkg's clients.
@@ -35,6 +36,8 @@ mod _core {
     use crate::process::before_exit;
     #[pymodule_export]
     use crate::reranking::{AsyncReranking, Reranking};
+    #[pymodule_export]
+    use crate::streaming::{AsyncEmbeddingStream, EmbeddingStream};
     #[pymodule_export]
     use crate::vector::{AsyncVector, Vector};
 

@@ -7,8 +7,8 @@
 //!
 //! The tag is the process id and a count of forks: an id alone could come back after the processes between are gone.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
@@ -135,6 +135,10 @@ impl Process {
     pub(crate) fn handle(&self) -> &tokio::runtime::Handle {
         self.runtime.handle()
     }
+
+    fn is_current(&self) -> bool {
+        self.tag == Tag::now()
+    }
 }
 
 fn hook(py: Python<'_>) -> PyResult<()> {
@@ -209,5 +213,52 @@ impl PerProcess {
 impl Drop for PerProcess {
     fn drop(&mut self) {
         self.replace(None);
+    }
+}
+
+/// Something that lives in one process's runtime until it is taken out. A forked child has a copy that it neither uses nor
+/// drops.
+pub(crate) struct InProcess<T> {
+    process: Arc<Process>,
+    /// Locked for moments and with the GIL held, so that no fork finds it locked.
+    value: Mutex<Option<T>>,
+}
+
+impl<T> InProcess<T> {
+    pub(crate) fn new(process: Arc<Process>, value: T) -> Self {
+        Self {
+            process,
+            value: Mutex::new(Some(value)),
+        }
+    }
+
+    pub(crate) fn process(&self) -> &Arc<Process> {
+        &self.process
+    }
+
+    /// Runs `work` on it; none if it was taken out, or belongs to another process.
+    pub(crate) fn with<R>(&self, work: impl FnOnce(&mut T) -> R) -> Option<R> {
+        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        value.as_mut().filter(|_| self.process.is_current()).map(work)
+    }
+
+    /// Takes it out; as [`Self::with`].
+    pub(crate) fn take(&self) -> Option<T> {
+        let mut value = self.value.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.process.is_current() { value.take() } else { None }
+    }
+
+    /// Puts it in again.
+    pub(crate) fn put(&self, value: T) {
+        *self.value.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+    }
+}
+
+impl<T> Drop for InProcess<T> {
+    fn drop(&mut self) {
+        if !self.process.is_current() {
+            let value = self.value.get_mut().unwrap_or_else(PoisonError::into_inner);
+            std::mem::forget(value.take());
+        }
     }
 }

@@ -52,6 +52,8 @@ pub struct Entry<M> {
     pub used: AtomicU64,
     /// How long its last load took.
     pub took: Option<Duration>,
+    /// Whether it makes sparse vectors; none before it has been loaded for the first time.
+    pub sparse: Option<bool>,
     /// Why what should have replaced it did not.
     pub refused: String,
     /// Whether the role's health depends on it.
@@ -71,6 +73,7 @@ impl<M> Entry<M> {
             flight: None,
             used: AtomicU64::new(0),
             took: None,
+            sparse: None,
             refused: String::new(),
             counts,
             leaving: false,

@@ -4,13 +4,17 @@ use std::sync::mpsc::TryRecvError;
 
 use super::*;
 
-/// A model of so many bytes.
+/// A model of so many bytes; an odd number makes sparse vectors.
 #[derive(Debug, PartialEq, Eq)]
 struct Weight(u64);
 
 impl Resident for Weight {
     fn bytes(&self) -> u64 {
         self.0
+    }
+
+    fn makes_sparse(&self) -> bool {
+        self.0 % 2 == 1
     }
 }
 
@@ -427,4 +431,36 @@ fn calls_during_many_swaps_see_whole_models_only() {
             reader.join().unwrap();
         }
     });
+}
+
+#[test]
+fn a_model_may_be_sparse_until_it_is_known() {
+    let specs = ["a", "b", "c"].map(spec);
+    let setting = Setting::started(0, listed(&specs, None));
+    assert_eq!(
+        (setting.models.maybe_sparse(), setting.models.sparse()),
+        (names("abc"), names(""))
+    );
+    assert!(setting.fill(10));
+    assert_eq!(
+        (setting.models.maybe_sparse(), setting.models.sparse()),
+        (names("bc"), names(""))
+    );
+    let order = setting.order();
+    assert!(setting.models.settle(&order, Err(broken("b")), TOOK));
+    assert_eq!(
+        setting.models.maybe_sparse(),
+        names("c"),
+        "what cannot be loaded is nobody's answer"
+    );
+    assert!(setting.fill(11));
+    setting.models.unload(Purpose::Embedding, "c").unwrap();
+    assert_eq!(
+        (setting.models.maybe_sparse(), setting.models.sparse()),
+        (names("c"), names("c"))
+    );
+}
+
+fn names(letters: &str) -> Vec<String> {
+    letters.chars().map(String::from).collect()
 }

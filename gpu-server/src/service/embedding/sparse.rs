@@ -10,8 +10,8 @@ use super::{Texts, embed, encoding, validate_texts};
 use crate::engine::Engine;
 use crate::engine::job::Caller;
 use crate::engine::models::{Purpose, ReadyModel};
+use crate::engine::registry::Resident as _;
 use crate::error::Error;
-use crate::model::checkpoint::Task;
 
 /// Wire bytes of a term at most: the id as a varint, and the weight.
 const TERM_BYTES: usize = 5 + 4;
@@ -56,32 +56,29 @@ pub async fn generate(
     })
 }
 
-/// The sparse model called `name`; an empty name means the first one in memory.
+/// The sparse model called `name`; an empty name means the first one. It is waited for as [`Engine::model`] does it, and so
+/// is every model before it of which nobody knows yet whether it is one.
 async fn model(engine: &Engine, name: &str, caller: &Caller) -> Result<Arc<ReadyModel>, Error> {
-    let mut sparse = engine.models.in_memory(Purpose::Embedding);
-    sparse.retain(|model| makes_sparse(model));
-    let found = if name.is_empty() {
-        sparse.first().cloned()
+    let candidates = if name.is_empty() {
+        engine.models.maybe_sparse()
     } else {
-        let named = engine.model(Purpose::Embedding, name, caller.deadline).await?;
-        makes_sparse(&named).then_some(named)
+        vec![name.to_owned()]
     };
-    found.ok_or_else(|| {
-        let known: Vec<&str> = sparse.iter().map(|model| model.name.as_str()).collect();
-        Error::ModelNotFound {
-            name: name.chars().take(127).collect(),
-            known: if known.is_empty() {
-                "no sparse model is in memory".to_owned()
-            } else {
-                known.join(", ")
-            },
+    for candidate in candidates {
+        let model = engine.model(Purpose::Embedding, &candidate, caller.deadline).await?;
+        if model.makes_sparse() {
+            return Ok(model);
         }
+    }
+    let known = engine.models.sparse();
+    Err(Error::ModelNotFound {
+        name: name.chars().take(127).collect(),
+        known: if known.is_empty() {
+            "no model of this server makes sparse vectors".to_owned()
+        } else {
+            known.join(", ")
+        },
     })
-}
-
-/// Whether a model answers with sparse vectors.
-pub const fn makes_sparse(model: &ReadyModel) -> bool {
-    matches!(model.task, Task::Sparse(_))
 }
 
 /// Compressed sparse rows.

@@ -2,6 +2,7 @@
 
 mod assembly;
 mod sparse;
+mod stream;
 mod vectors;
 
 use std::ops::Range;
@@ -17,6 +18,7 @@ use crate::error::ClientError;
 use crate::policy::classify::Service;
 use assembly::Dense;
 pub use sparse::{SparseEmbeddings, SparseRequest};
+pub use stream::EmbeddingStream;
 pub use vectors::{Dtype, Vectors};
 
 const GENERATE: Method = Method {
@@ -35,11 +37,9 @@ const GET_TOKENIZER: Method = Method {
 /// Told how many texts are done, of how many.
 pub type Progress = dyn Fn(usize, usize) + Send + Sync;
 
-/// What to embed.
-#[derive(Clone, Default)]
-pub struct EmbedRequest {
-    /// At least one text.
-    pub texts: Vec<String>,
+/// How texts are embedded.
+#[derive(Debug, Clone, Default)]
+pub struct How {
     /// A model's name; None means the server's default.
     pub model: Option<String>,
     /// Element type of the answer; None means the server's default, float32.
@@ -52,6 +52,31 @@ pub struct EmbedRequest {
     pub instruction: Option<String>,
     /// Keep the first so many elements only (Matryoshka); None means all.
     pub dimensions: Option<u32>,
+}
+
+impl How {
+    fn request(&self, texts: Vec<String>) -> v1::GenerateEmbeddingsRequest {
+        v1::GenerateEmbeddingsRequest {
+            model: self.model.clone().unwrap_or_default(),
+            texts,
+            options: Some(v1::EmbeddingOptions {
+                dtype: self.dtype.map_or(v1::DataType::Unspecified, Dtype::wire).into(),
+                truncation: truncation(self.truncation),
+                prompt_name: self.prompt_name.clone().unwrap_or_default(),
+                instruction: self.instruction.clone(),
+                dimensions: self.dimensions.unwrap_or(0),
+            }),
+        }
+    }
+}
+
+/// What to embed.
+#[derive(Clone, Default)]
+pub struct EmbedRequest {
+    /// At least one text.
+    pub texts: Vec<String>,
+    /// How they are embedded.
+    pub how: How,
     /// Told of every finished chunk.
     pub progress: Option<Arc<Progress>>,
 }
@@ -108,12 +133,7 @@ impl EmbeddingClient {
     /// Embeds any number of texts, in as many requests as it takes.
     pub async fn embed(&self, request: EmbedRequest, options: &CallOptions) -> Result<Embeddings, ClientError> {
         let call = self.caller.begin(GENERATE, options)?;
-        let dimensions = request.dimensions.filter(|dimensions| *dimensions > 0);
-        let mut parts = Dense::new(
-            request.texts.len(),
-            request.dtype.unwrap_or_default(),
-            dimensions.map(|dimensions| dimensions as usize),
-        );
+        let mut parts = Dense::new(request.texts.len(), &request.how);
         let send = |range| self.generate(&call, &request, range);
         let add = |range: &_, answer| parts.add(range, answer);
         self.split(&call, &request.texts, request.progress.as_deref(), send, add)
@@ -127,17 +147,7 @@ impl EmbeddingClient {
         request: &EmbedRequest,
         range: Range<usize>,
     ) -> Result<Answer<v1::GenerateEmbeddingsResponse>, ClientError> {
-        let message = || v1::GenerateEmbeddingsRequest {
-            model: request.model.clone().unwrap_or_default(),
-            texts: request.texts[range.clone()].to_vec(),
-            options: Some(v1::EmbeddingOptions {
-                dtype: request.dtype.map_or(v1::DataType::Unspecified, Dtype::wire).into(),
-                truncation: truncation(request.truncation),
-                prompt_name: request.prompt_name.clone().unwrap_or_default(),
-                instruction: request.instruction.clone(),
-                dimensions: request.dimensions.unwrap_or(0),
-            }),
-        };
+        let message = || request.how.request(request.texts[range.clone()].to_vec());
         let send = |channel, request| async move {
             let mut stub = Stub::new(channel).max_decoding_message_size(medkg_proto::MAX_MESSAGE_BYTES);
             stub.generate_embeddings(request).await.map(tonic::Response::into_inner)

@@ -334,7 +334,7 @@ async fn the_budget_keeps_retries_from_multiplying_the_load() {
     );
 }
 
-async fn until(condition: impl Fn() -> bool) {
+pub(crate) async fn until(condition: impl Fn() -> bool) {
     let met = async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;

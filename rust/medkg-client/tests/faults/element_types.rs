@@ -2,7 +2,7 @@
 //! a promise of its type is the server's error.
 
 use half::{bf16, f16};
-use medkg_client::service::embedding::{Dtype, EmbedRequest, Embeddings, Vectors};
+use medkg_client::service::embedding::{Dtype, EmbedRequest, Embeddings, How, Vectors};
 use medkg_client::service::{ModelKind, ModelState, Truncation};
 use medkg_client::{CallOptions, ClientError, ClientOptions, ErrorKind};
 use medkg_proto::v1;
@@ -87,7 +87,10 @@ async fn every_type_is_put_together_in_order() {
         server.always(EMBED, answering());
         let request = EmbedRequest {
             texts: asked.clone(),
-            dtype: Some(dtype),
+            how: How {
+                dtype: Some(dtype),
+                ..How::default()
+            },
             ..EmbedRequest::default()
         };
         let answer = embed(&server, request).await.unwrap();
@@ -121,11 +124,14 @@ async fn options_reach_every_request() {
     );
     let request = EmbedRequest {
         texts: texts(20),
-        dtype: Some(Dtype::Bfloat16),
-        truncation: Some(Truncation::Left),
-        prompt_name: Some("query".into()),
-        instruction: Some(String::new()),
-        dimensions: Some(10),
+        how: How {
+            model: None,
+            dtype: Some(Dtype::Bfloat16),
+            truncation: Some(Truncation::Left),
+            prompt_name: Some("query".into()),
+            instruction: Some(String::new()),
+            dimensions: Some(10),
+        },
         ..EmbedRequest::default()
     };
     embed(&server, request).await.unwrap();
@@ -188,8 +194,11 @@ async fn an_answer_of_another_form_than_was_asked_for_is_the_servers_error() {
         );
         let request = EmbedRequest {
             texts: texts(2),
-            dtype: Some(dtype),
-            dimensions,
+            how: How {
+                dtype: Some(dtype),
+                dimensions,
+                ..How::default()
+            },
             ..EmbedRequest::default()
         };
         let error = embed(&server, request).await.unwrap_err();

@@ -8,6 +8,7 @@ mod element_types;
 mod endpoints;
 mod sparse;
 mod splitting;
+mod streaming;
 mod tls;
 
 use medkg_client::service::embedding::{EmbedRequest, Embeddings};

@@ -6,7 +6,7 @@ use std::ops::Range;
 use medkg_proto::v1;
 
 use super::vectors::{self, Dtype, Vectors};
-use super::{Embeddings, SparseEmbeddings};
+use super::{Embeddings, How, SparseEmbeddings};
 use crate::call::{Answer, Call};
 use crate::service::Usage;
 
@@ -107,11 +107,12 @@ pub(super) struct Dense {
 }
 
 impl Dense {
-    pub(super) fn new(total: usize, dtype: Dtype, dimension: Option<usize>) -> Self {
+    pub(super) fn new(total: usize, how: &How) -> Self {
+        let dimension = how.dimensions.filter(|dimension| *dimension > 0);
         Self {
             total,
-            dtype,
-            dimension,
+            dtype: how.dtype.unwrap_or_default(),
+            dimension: dimension.map(|dimension| dimension as usize),
             vectors: None,
             parts: Parts::new(total),
         }
