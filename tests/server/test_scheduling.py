@@ -190,6 +190,20 @@ def test_a_flood_does_not_fill_the_queue_for_others(
     server.stop()
 
 
+def test_a_stream_does_not_fill_the_queue_for_itself(
+    wire: Any, start: Callable[..., LocalServer], open_channel: Any
+) -> None:
+    """Four of its batches are in work at once; here the queue has room for one."""
+    server = start("--queue-tokens", "4000")
+    e = wire.embedding
+    batch = e.GenerateEmbeddingsRequest(texts=[LONG] * 10)
+    answers = e.EmbeddingServiceStub(open_channel(server)).StreamEmbeddings(
+        (e.StreamEmbeddingsRequest(batch=batch) for _ in range(6)), metadata=[("x-tenant-id", "a")], timeout=120
+    )
+    assert [answer.batch.embeddings.shape[0] for answer in answers] == [10] * 6
+    server.stop()
+
+
 def test_a_request_is_spread_over_the_lanes(wire: Any, start: Callable[..., LocalServer], open_channel: Any) -> None:
     server = start(threads=2)
     client = Client(wire, open_channel(server), "a")

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::model::tokenizer::Encoded;
 
 use super::models::ReadyModel;
+use super::registry::Resident as _;
 
 /// Who asks, and until when.
 #[derive(Debug, Clone)]
@@ -34,11 +35,23 @@ pub struct Job {
     pub enqueued: Instant,
 }
 
+/// A sparse row: the places of its elements that are above 0, ascending, and the elements.
+pub type Terms = Box<[(u32, f32)]>;
+
+/// One row per input.
+#[derive(Debug, Clone)]
+pub enum Rows {
+    /// f32, row-major [inputs, width].
+    Dense(Vec<f32>),
+    /// A vocabulary wide and nearly all zero: 4,096 dense ones would take half a gigabyte.
+    Sparse(Vec<Terms>),
+}
+
 /// One row of f32 per input.
 #[derive(Debug, Clone)]
 pub struct Computed {
-    /// Row-major [inputs, width].
-    pub rows: Vec<f32>,
+    /// Sparse for models that make sparse vectors.
+    pub rows: Rows,
     /// Values per row.
     pub width: usize,
     /// Forward passes that held one of the inputs.
@@ -49,11 +62,24 @@ pub struct Computed {
     pub compute_time: Duration,
 }
 
+impl Computed {
+    /// Hands over the dense rows, row-major [inputs, width]; nothing is left here.
+    ///
+    /// # Errors
+    /// When the model makes sparse ones.
+    pub fn take_dense(&mut self) -> Result<Vec<f32>, Error> {
+        match &mut self.rows {
+            Rows::Dense(rows) => Ok(std::mem::take(rows)),
+            Rows::Sparse(_) => Err(Error::internal("sparse rows where dense ones were expected")),
+        }
+    }
+}
+
 /// A job with what has been computed of it.
 #[derive(Debug)]
 pub struct Running {
     job: Job,
-    rows: Vec<f32>,
+    rows: Rows,
     left: usize,
     batches: u32,
     started: Option<Instant>,
@@ -66,7 +92,11 @@ impl Running {
     /// Nothing is computed yet.
     pub fn new(job: Job, tokens: usize) -> Self {
         Self {
-            rows: Vec::new(),
+            rows: if job.model.makes_sparse() {
+                Rows::Sparse(Vec::new())
+            } else {
+                Rows::Dense(Vec::new())
+            },
             left: job.inputs.len(),
             batches: 0,
             started: None,
@@ -91,10 +121,19 @@ impl Running {
 
     /// Keeps an input's row; true once there is a row for every input.
     pub fn keep(&mut self, index: usize, row: &[f32]) -> bool {
-        let width = row.len();
-        // Not before: what only waits needs no room for its answer.
-        self.rows.resize(self.job.inputs.len() * width, 0.0);
-        self.rows[index * width..][..width].copy_from_slice(row);
+        let (width, inputs) = (row.len(), self.job.inputs.len());
+        // No room is made before: what only waits needs none for its answer.
+        match &mut self.rows {
+            Rows::Dense(rows) => {
+                rows.resize(inputs * width, 0.0);
+                rows[index * width..][..width].copy_from_slice(row);
+            }
+            Rows::Sparse(rows) => {
+                rows.resize_with(inputs, Terms::default);
+                let places = (0_u32..).zip(row.iter().copied());
+                rows[index] = places.filter(|&(_, value)| value > 0.0).collect();
+            }
+        }
         self.left -= 1;
         self.left == 0
     }

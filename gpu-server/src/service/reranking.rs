@@ -62,8 +62,9 @@ impl Reranking {
             format!("queries[{q}].documents[{d}]")
         };
         let computed = self.engine.compute(&model, inputs, caller).await;
-        let computed = computed.map_err(|error| error.named(name))?;
-        let mut scores = computed.rows.as_slice();
+        let mut computed = computed.map_err(|error| error.named(name))?;
+        let relevance = computed.take_dense()?;
+        let mut scores = relevance.as_slice();
         let rankings = queries.iter().map(|query| {
             let (relevance, rest) = scores.split_at(query.documents.len());
             scores = rest;

@@ -8,7 +8,7 @@ use medkg_proto::v1;
 use super::super::{usage, validate};
 use super::{Texts, embed, encoding, validate_texts};
 use crate::engine::Engine;
-use crate::engine::job::Caller;
+use crate::engine::job::{Caller, Rows, Terms};
 use crate::engine::models::{Purpose, ReadyModel};
 use crate::engine::registry::Resident as _;
 use crate::error::Error;
@@ -35,7 +35,10 @@ pub async fn generate(
         too_long,
     };
     let answer = embed(engine, &model, texts, caller).await?;
-    let rows = SparseRows::of(&answer.computed.rows, answer.computed.width, request.max_terms as usize)?;
+    let Rows::Sparse(rows) = &answer.computed.rows else {
+        return Err(Error::internal("a sparse model made dense rows"));
+    };
+    let rows = SparseRows::of(rows, request.max_terms as usize)?;
     let bytes = rows.token_ids.len() * TERM_BYTES + answer.token_counts.len() * encoding::BESIDE + encoding::FRAME;
     if bytes > medkg_proto::MAX_MESSAGE_BYTES {
         let terms = rows.token_ids.len();
@@ -93,17 +96,16 @@ struct SparseRows {
 }
 
 impl SparseRows {
-    /// What is above 0 in dense rows of `width` elements; of each row the `most` largest (0 for all). Of equal ones those
-    /// with the smaller ids stay.
-    fn of(rows: &[f32], width: usize, most: usize) -> Result<Self, Error> {
+    /// Of each row the `most` largest terms (0 for all). Of equal ones those with the smaller ids stay.
+    fn of(rows: &[Terms], most: usize) -> Result<Self, Error> {
         let mut all = Self {
             offsets: vec![0],
             ..Self::default()
         };
         let mut terms: Vec<(u32, f32)> = Vec::new();
-        for row in rows.chunks_exact(width) {
+        for row in rows {
             terms.clear();
-            terms.extend((0_u32..).zip(row.iter().copied()).filter(|&(_, weight)| weight > 0.0));
+            terms.extend_from_slice(row);
             if most > 0 && terms.len() > most {
                 terms.select_nth_unstable_by(most - 1, |a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
                 terms.truncate(most);
@@ -127,16 +129,17 @@ mod tests {
     proptest! {
         #[test]
         fn rows_keep_the_largest_in_order_of_their_ids(
-            rows in prop::collection::vec(prop::collection::vec(prop_oneof![Just(0.0_f32), -1.0_f32..4.0, Just(2.0_f32)], 17), 0..7),
+            rows in prop::collection::vec(prop::collection::btree_map(0_u32..17, prop_oneof![0.1_f32..4.0, Just(2.0_f32)], 0..17), 0..7),
             most in 0_usize..20,
         ) {
-            let sparse = SparseRows::of(&rows.concat(), 17, most).unwrap();
+            let rows: Vec<Terms> = rows.into_iter().map(|row| row.into_iter().collect()).collect();
+            let sparse = SparseRows::of(&rows, most).unwrap();
             prop_assert_eq!(sparse.offsets.len(), rows.len() + 1);
             prop_assert_eq!(sparse.offsets[0], 0);
             for (row, ends) in rows.iter().zip(sparse.offsets.windows(2)) {
                 let range = ends[0] as usize..ends[1] as usize;
                 // The plain way: sort all terms, take the first ones, sort by id.
-                let mut expected: Vec<(u32, f32)> = (0_u32..).zip(row.iter().copied()).filter(|term| term.1 > 0.0).collect();
+                let mut expected = row.to_vec();
                 expected.sort_by(|a, b| b.1.total_cmp(&a.1));
                 expected.truncate(if most == 0 { 17 } else { most });
                 expected.sort_by_key(|term| term.0);
@@ -149,7 +152,8 @@ mod tests {
 
     #[test]
     fn a_text_without_a_term_is_an_empty_row() {
-        let sparse = SparseRows::of(&[0.0, -1.0, 0.0, 3.0, 0.0, 1.0], 2, 0).unwrap();
+        let rows: [Terms; 3] = [Terms::default(), [(1, 3.0)].into(), [(1, 1.0)].into()];
+        let sparse = SparseRows::of(&rows, 0).unwrap();
         assert_eq!(
             (sparse.offsets, sparse.token_ids, sparse.weights),
             (vec![0, 0, 1, 2], vec![1, 1], vec![3.0, 1.0])
