@@ -12,7 +12,7 @@ use std::time::Instant;
 use futures_util::{Stream, StreamExt as _};
 use medkg_proto::v1;
 use medkg_proto::v1::embedding_service_server::EmbeddingService;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{RwLock, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
@@ -56,24 +56,24 @@ impl Embedding {
         Self { engine, stopping }
     }
 
-    /// A stream does not compete with itself: a batch for which the queue has no room waits for those before it.
-    async fn embed_after(
+    /// A stream does not compete with itself: a batch for which the queue has no room is computed once none of the others,
+    /// which share `gate`, is in work.
+    async fn embed_of_stream(
         &self,
-        mut earlier: oneshot::Receiver<()>,
+        gate: &RwLock<()>,
         batch: v1::GenerateEmbeddingsRequest,
         caller: &Caller,
     ) -> Result<v1::GenerateEmbeddingsResponse, Error> {
-        let first = matches!(earlier.try_recv(), Err(oneshot::error::TryRecvError::Closed));
-        let outcome = match self.embed(batch.clone(), caller).await {
-            Err(Error::QueueFull { .. }) if !first => None,
-            outcome => Some(outcome),
-        };
-        // The answer before this one is sent first anyway.
-        let _ = earlier.await;
-        match outcome {
-            Some(outcome) => outcome,
-            None => self.embed(batch, caller).await,
+        {
+            let _beside_others = gate.read().await;
+            match self.embed(batch.clone(), caller).await {
+                Err(Error::QueueFull { .. }) => {}
+                outcome => return outcome,
+            }
         }
+        // Fair: those that come later wait behind this one.
+        let _alone = gate.write().await;
+        self.embed(batch, caller).await
     }
 
     async fn embed(
@@ -227,8 +227,7 @@ impl EmbeddingService for Embedding {
         let (answers, receiver) = mpsc::channel::<Batch>(STREAM_WINDOW - 1);
         let mut stopping = self.stopping.clone();
         let feed = async move {
-            // Closed once the batch before, and so all batches before, are answered.
-            let mut before = oneshot::channel::<()>().1;
+            let gate = Arc::new(RwLock::new(()));
             while let Ok(room) = answers.reserve().await {
                 let message = tokio::select! {
                     biased;
@@ -245,12 +244,10 @@ impl EmbeddingService for Embedding {
                 };
                 let (service, caller) = (service.clone(), caller.clone());
                 let last = message.is_err();
-                let (done, next) = oneshot::channel();
-                let earlier = std::mem::replace(&mut before, next);
+                let gate = Arc::clone(&gate);
                 let answer = async move {
-                    let _done = done;
                     let batch = message?.batch.unwrap_or_default();
-                    match service.embed_after(earlier, batch, &caller).await {
+                    match service.embed_of_stream(&gate, batch, &caller).await {
                         Ok(batch) => Ok(v1::StreamEmbeddingsResponse { batch: Some(batch) }),
                         Err(error) => {
                             call::finish(started, Some(&error));
