@@ -207,9 +207,9 @@ def test_a_stream_does_not_fill_the_queue_for_itself(
 def test_a_request_is_spread_over_the_lanes(wire: Any, start: Callable[..., LocalServer], open_channel: Any) -> None:
     server = start(threads=2)
     client = Client(wire, open_channel(server), "a")
-    answer = client.embed([f"{LONG} {number}" for number in range(8)]).result()
+    answer = client.embed([f"{LONG} {number}" for number in range(40)]).result()
     computed = batches(server)
-    assert {batch["lane"] for batch in computed} == {0, 1}
+    assert {batch["lane"] for batch in computed} >= {0, 1}
     assert answer.usage.batches == len(computed)
     assert sum(batch["tokens"] for batch in computed) == answer.usage.tokens
     server.stop()
@@ -296,8 +296,8 @@ def test_a_stop_in_the_middle_of_several_lanes_exits_0(
 ) -> None:
     server = start("--drain-deadline", "0.2", threads=3)
     channel = open_channel(server)
-    calls = [Client(wire, channel, f"tenant-{number % 3}").embed([LONG] * 40) for number in range(9)]
-    eventually(lambda: len({batch["lane"] for batch in batches(server)}) == 3, seconds=120)
+    calls = [Client(wire, channel, f"tenant-{number % 3}").embed([LONG] * 40) for number in range(27)]
+    eventually(lambda: len({batch["lane"] for batch in batches(server)}) >= 3, seconds=120)
     assert server.stop() == 0
     assert {code(call) for call in calls if call.exception() is not None} <= {
         grpc.StatusCode.UNAVAILABLE,
