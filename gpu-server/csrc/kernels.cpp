@@ -94,7 +94,7 @@ at::Tensor* medkg_pack_onednn(const at::Tensor* weight, char* problem, size_t ca
   });
 }
 
-// As medkg_panel_linear. oneDNN compiles and keeps code for every number of rows that it meets, up to 1,024 of them, at a
+// As medkg_panel_linear, but without ReLU, which oneDNN computes as 0 where the input is not a number. It compiles and keeps code for every number of rows that it meets, up to 1,024 of them, at a
 // megabyte each; so it meets few: rows go in pieces of a multiple of kStep, and what is left is filled up.
 at::Tensor* medkg_onednn_linear(
     const at::Tensor* input,
@@ -105,7 +105,7 @@ at::Tensor* medkg_onednn_linear(
     size_t capacity) {
   return caught(problem, capacity, [&] {
     static auto linear = operator_of<PackedLinear>("mkldnn::_linear_pointwise");
-    static constexpr std::string_view names[] = {"none", "gelu", "gelu", "swish", "relu"};
+    static constexpr std::string_view names[] = {"none", "gelu", "gelu", "swish"};
     static constexpr int64_t kPiece = 256, kStep = 16;
     const std::optional<std::string_view> algorithm = activation == 2 ? "tanh" : "none";
     const auto computed = [&](const at::Tensor& rows) {

@@ -160,17 +160,18 @@ impl PackedWeight {
         bias: Option<&Param>,
         activation: Option<Activation>,
     ) -> Result<Tensor, Error> {
-        let code = match activation {
-            None => 0,
-            Some(Activation::Gelu) => 1,
-            Some(Activation::GeluTanh) => 2,
-            Some(Activation::Silu) => 3,
-            Some(Activation::Relu) => 4,
-            Some(Activation::Tanh) => return Err(Error::internal("tanh is not fused into a linear layer")),
+        let (code, after) = match (self, activation) {
+            (_, None) => (0, None),
+            (_, Some(Activation::Gelu)) => (1, None),
+            (_, Some(Activation::GeluTanh)) => (2, None),
+            (_, Some(Activation::Silu)) => (3, None),
+            (Self::Panels(..), Some(Activation::Relu)) => (4, None),
+            // oneDNN's ReLU makes 0 of what is not a number, which would hide it.
+            (Self::OneDnn(_), Some(Activation::Relu)) | (_, Some(Activation::Tanh)) => (0, activation),
         };
         let bias = bias.map_or(std::ptr::null(), |bias| bias.as_ptr());
         // SAFETY: as in `new`; a null bias means none.
-        received(|problem, capacity| unsafe {
+        let output = received(|problem, capacity| unsafe {
             match self {
                 Self::Panels(panels, outputs) => {
                     medkg_panel_linear(input.as_ptr(), panels.as_ptr(), bias, *outputs, code, problem, capacity)
@@ -179,7 +180,11 @@ impl PackedWeight {
                     medkg_onednn_linear(input.as_ptr(), packed.as_ptr(), bias, code, problem, capacity)
                 }
             }
-        })
+        })?;
+        match after {
+            Some(activation) => activation.apply(output),
+            None => Ok(output),
+        }
     }
 }
 
@@ -280,13 +285,22 @@ mod tests {
     use proptest::prelude::*;
     use tch::{Device, Kind};
 
-    const ACTIVATIONS: [Option<Activation>; 5] = [
+    const ACTIVATIONS: [Option<Activation>; 6] = [
         None,
         Some(Activation::Gelu),
         Some(Activation::GeluTanh),
         Some(Activation::Silu),
         Some(Activation::Relu),
+        Some(Activation::Tanh),
     ];
+
+    /// Packed in each way that this CPU computes; f32 always has one.
+    fn every_way(weight: &Tensor) -> Vec<PackedWeight> {
+        let ways = [PackedWeight::new(weight), PackedWeight::for_onednn(weight)];
+        let ways: Vec<PackedWeight> = ways.into_iter().flatten().collect();
+        assert!(!ways.is_empty() || weight.kind() != Kind::Float);
+        ways
+    }
 
     /// How far the product is from that in f64 of the same values, over what its sums can lose.
     fn worst(
@@ -330,7 +344,7 @@ mod tests {
             let bias = has_bias.then(|| Param::new(make(&[outputs])));
             let wide = make(&[rows, inputs + 7]);
             let input = if part { wide.narrow(1, 3, inputs) } else { make(&[rows, inputs]) };
-            for packed in [PackedWeight::new(&weight).unwrap(), PackedWeight::for_onednn(&weight).unwrap()] {
+            for packed in every_way(&weight) {
                 let worst = worst(&packed, (&input, &weight), bias.as_ref(), activation);
                 prop_assert!(worst < tolerance, "{worst}");
             }
@@ -342,8 +356,10 @@ mod tests {
         let options = (Kind::Float, Device::Cpu);
         let (input, weight) = (Tensor::ones([9, 32], options), Tensor::ones([70, 32], options));
         let _ = input.narrow(0, 4, 1).fill_(f64::NAN);
-        let packed = PackedWeight::new(&weight).unwrap();
-        for activation in ACTIVATIONS {
+        for (packed, activation) in every_way(&weight)
+            .iter()
+            .flat_map(|packed| ACTIVATIONS.map(|one| (packed, one)))
+        {
             let rows = packed.multiply(&input, None, activation).unwrap();
             let bad = Vec::<bool>::try_from(rows.isnan().any_dim(1, false)).unwrap();
             assert_eq!(bad, (0..9).map(|row| row == 4).collect::<Vec<_>>(), "{activation:?}");

@@ -80,18 +80,15 @@ impl Linear {
     /// # Errors
     /// What the device says.
     pub fn activated(&self, input: &Tensor, activation: Option<Activation>) -> Result<Tensor, Error> {
-        // No packed product has tanh to fuse.
-        let (fused, after) = match (&self.weight, activation) {
-            (Weight::Plain(_), _) | (_, Some(Activation::Tanh)) => (None, activation),
-            (Weight::Packed(_), _) => (activation, None),
-        };
-        let output = match &self.weight {
-            Weight::Packed(packed) => packed.multiply(input, self.bias.as_ref(), fused)?,
-            Weight::Plain(weight) => input.f_linear(weight, self.bias.as_deref())?,
-        };
-        match after {
-            Some(activation) => activation.apply(output),
-            None => Ok(output),
+        match &self.weight {
+            Weight::Packed(packed) => packed.multiply(input, self.bias.as_ref(), activation),
+            Weight::Plain(weight) => {
+                let output = input.f_linear(weight, self.bias.as_deref())?;
+                match activation {
+                    Some(activation) => activation.apply(output),
+                    None => Ok(output),
+                }
+            }
         }
     }
 }
