@@ -94,8 +94,9 @@ at::Tensor* medkg_pack_onednn(const at::Tensor* weight, char* problem, size_t ca
   });
 }
 
-// As medkg_panel_linear, but without ReLU, which oneDNN computes as 0 where the input is not a number. It compiles and keeps code for every number of rows that it meets, up to 1,024 of them, at a
-// megabyte each; so it meets few: rows go in pieces of a multiple of kStep, and what is left is filled up.
+// As medkg_panel_linear, but without ReLU, of which oneDNN makes 0 where the input is not a number. oneDNN compiles and keeps
+// code for every number of rows that it meets, up to 1,024 of them, at a megabyte each; so it meets few: rows go in pieces of
+// a multiple of kStep, and what is left is filled up.
 at::Tensor* medkg_onednn_linear(
     const at::Tensor* input,
     const at::Tensor* packed,
