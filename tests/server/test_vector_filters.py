@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -274,6 +275,34 @@ def test_filters_see_writes_deletes_and_what_a_restart_read(
     vectors = Vectors(wire, open_channel(server))
     assert [count(value) for value in range(5)] == [*expected, 2]
     server.stop()
+
+
+def test_fields_asked_for_first_while_points_are_written_miss_none(vectors: Vectors, filters: Filters) -> None:
+    vectors.create("race", "DOT", 2)
+    batches, size, fields = 40, 50, 8
+    payload = json.dumps({f"f{index}": True for index in range(fields)})
+    written = [0]
+
+    def write() -> None:
+        for batch in range(batches):
+            ids = [f"{batch}-{index}" for index in range(size)]
+            vectors.upsert("race", ids, np.ones((size, 2)), [payload] * size)
+            written[0] += size
+
+    def count(index: int) -> int:
+        request = vectors.w.CountVectorsRequest(collection="race", filter=filters.equals(f"f{index}", value=True))
+        return int(vectors.call("CountVectors", request).count)
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(write)
+        rounds = 0
+        while not writer.done() or rounds < fields:
+            before = written[0]
+            assert before <= count(rounds % fields) <= batches * size
+            rounds += 1
+        writer.result()
+    assert [count(index) for index in range(fields)] == [batches * size] * fields
+    vectors.call("DropCollection", vectors.w.DropCollectionRequest(collection="race"))
 
 
 @pytest.mark.parametrize(

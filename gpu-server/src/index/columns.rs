@@ -192,6 +192,11 @@ mod tests {
     }
 
     #[test]
+    fn a_cell_takes_what_the_guide_says() {
+        assert_eq!(size_of::<Cell>(), 24);
+    }
+
+    #[test]
     fn bytes_and_presence_follow_replacement_and_removal() {
         let mut columns = Columns::default();
         let of = |payloads: &[&str]| read(&[field(0)], payloads.iter().copied());

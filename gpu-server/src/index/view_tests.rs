@@ -269,7 +269,8 @@ proptest! {
                 }
             }
             for pair in found.windows(2) {
-                prop_assert!(pair[0].score > pair[1].score || (pair[0].score == pair[1].score && pair[0].id < pair[1].id));
+                let order = pair[0].score.total_cmp(&pair[1].score);
+                prop_assert!(order.then_with(|| pair[1].id.cmp(&pair[0].id)).is_gt());
             }
         }
     }

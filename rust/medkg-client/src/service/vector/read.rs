@@ -137,3 +137,47 @@ fn floats(bytes: &Bytes) -> impl Iterator<Item = f32> + '_ {
         .chunks_exact(ELEMENT)
         .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(ids: &[&str], elements: &[f32], payloads: &[&str]) -> v1::FetchVectorsResponse {
+        let tensor = v1::Tensor {
+            data: elements
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect::<Vec<u8>>()
+                .into(),
+            dtype: v1::DataType::F32.into(),
+            shape: vec![u32::try_from(ids.len()).unwrap(), 2],
+            scales: Vec::new(),
+        };
+        v1::FetchVectorsResponse {
+            ids: ids.iter().map(ToString::to_string).collect(),
+            vectors: Some(tensor),
+            payloads: payloads.iter().map(ToString::to_string).collect(),
+            missing: vec!["no".to_owned()],
+        }
+    }
+
+    #[test]
+    fn parts_are_joined_in_order() {
+        let parts = [part(&["b"], &[1.0, 2.0], &["{}"]), part(&["a"], &[3.0, 4.0], &[""])];
+        let all = join(parts.into_iter(), true, true).unwrap();
+        assert_eq!(
+            (all.ids, all.missing),
+            (vec!["b".into(), "a".into()], vec!["no".into(), "no".into()])
+        );
+        assert_eq!(all.vectors, Some(vec![1.0, 2.0, 3.0, 4.0]));
+        assert_eq!(all.payloads, Some(vec![Some("{}".into()), None]));
+    }
+
+    #[test]
+    fn what_does_not_belong_to_the_ids_is_a_broken_answer() {
+        let short = part(&["a", "b"], &[1.0, 2.0], &["", ""]);
+        assert!(join([short].into_iter(), true, true).is_err());
+        let few = part(&["a", "b"], &[1.0; 4], &[""]);
+        assert!(join([few].into_iter(), true, true).is_err());
+    }
+}
