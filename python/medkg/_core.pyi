@@ -6,11 +6,13 @@ import numpy.typing as npt
 from typing_extensions import Self
 
 from medkg.config import ClientConfig
+from medkg.filters import Filter
 from medkg.results import (
     CollectionInfo,
     CollectionStatistics,
     DeviceInfo,
     EmbeddingResult,
+    FetchResult,
     GpuStatus,
     Hit,
     Lease,
@@ -44,6 +46,7 @@ _Call: TypeAlias = tuple[str | None, float | None, str | None, str | None, str |
 _Embed: TypeAlias = tuple[str | None, str | None, str | None, str | None, str | None, int | None]
 _EmbedSparse: TypeAlias = tuple[str | None, str | None, int | None]
 _Rerank: TypeAlias = tuple[str | None, str | None, float | None, int | None, str | None, str | None]
+_Search: TypeAlias = tuple[int, bool, Filter | None, float | None]
 _Progress: TypeAlias = Callable[[int, int], object]
 
 def after_fork_in_child() -> None: ...
@@ -174,9 +177,17 @@ class Vector:
         call: _Call,
         name: str,
         queries: npt.NDArray[np.float32],
-        k: int,
-        with_payload: bool,
+        how: _Search,
     ) -> list[list[Hit]]: ...
+    def fetch(
+        self,
+        call: _Call,
+        name: str,
+        ids: Sequence[str],
+        with_vectors: bool,
+        with_payload: bool,
+    ) -> FetchResult: ...
+    def count(self, call: _Call, name: str, wanted: Filter | None) -> int: ...
     def statistics(self, call: _Call, name: str) -> CollectionStatistics: ...
     def close(self) -> None: ...
 
@@ -207,9 +218,17 @@ class AsyncVector:
         call: _Call,
         name: str,
         queries: npt.NDArray[np.float32],
-        k: int,
-        with_payload: bool,
+        how: _Search,
     ) -> Awaitable[list[list[Hit]]]: ...
+    def fetch(
+        self,
+        call: _Call,
+        name: str,
+        ids: Sequence[str],
+        with_vectors: bool,
+        with_payload: bool,
+    ) -> Awaitable[FetchResult]: ...
+    def count(self, call: _Call, name: str, wanted: Filter | None) -> Awaitable[int]: ...
     def statistics(self, call: _Call, name: str) -> Awaitable[CollectionStatistics]: ...
     def close(self) -> None: ...
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from medkg.base import Client, NativeT, configure
 from medkg.call_context import resolve
-from medkg.client import Client, NativeT, configure, native
+from medkg.client import native
 from medkg.streaming import async_answers
 
 if TYPE_CHECKING:
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
     from medkg.call_context import CallOptions
     from medkg.config import ClientConfig
+    from medkg.filters import Filter
     from medkg.results import (
         CollectionInfo,
         CollectionStatistics,
         DeviceInfo,
         EmbeddingResult,
+        FetchResult,
         GpuStatus,
         Hit,
         Lease,
@@ -262,10 +265,34 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
         k: int = 10,
         *,
         with_payload: bool = True,
+        filter: Filter | None = None,  # noqa: A002 - what it is called everywhere
+        score_threshold: float | None = None,
         **call: Unpack[CallOptions],
     ) -> list[list[Hit]]:
         """As :meth:`medkg.VectorClient.search`."""
-        return await self._native.search(resolve(**call), name, queries, k, with_payload)
+        how = (k, with_payload, filter, score_threshold)
+        return await self._native.search(resolve(**call), name, queries, how)
+
+    async def fetch(
+        self,
+        name: str,
+        ids: Sequence[str],
+        *,
+        with_vectors: bool = True,
+        with_payload: bool = True,
+        **call: Unpack[CallOptions],
+    ) -> FetchResult:
+        """As :meth:`medkg.VectorClient.fetch`."""
+        return await self._native.fetch(resolve(**call), name, ids, with_vectors, with_payload)
+
+    async def count(
+        self,
+        name: str,
+        filter: Filter | None = None,  # noqa: A002 - what it is called everywhere
+        **call: Unpack[CallOptions],
+    ) -> int:
+        """As :meth:`medkg.VectorClient.count`."""
+        return await self._native.count(resolve(**call), name, filter)
 
     async def statistics(self, name: str, **call: Unpack[CallOptions]) -> CollectionStatistics:
         """As :meth:`medkg.VectorClient.statistics`."""

@@ -13,12 +13,11 @@ This is the only module that imports the extension ``medkg._core``; :mod:`medkg.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import medkg._core as _core  # noqa: PLR0402 - `from medkg import _core` would be an import cycle through the package
+from medkg.base import Client, configure
 from medkg.call_context import resolve
-from medkg.config import ClientConfig
 from medkg.streaming import answers
 
 if TYPE_CHECKING:
@@ -31,11 +30,14 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from medkg.call_context import CallOptions
+    from medkg.config import ClientConfig
+    from medkg.filters import Filter
     from medkg.results import (
         CollectionInfo,
         CollectionStatistics,
         DeviceInfo,
         EmbeddingResult,
+        FetchResult,
         GpuStatus,
         Hit,
         Lease,
@@ -54,59 +56,6 @@ version: str = _core.__version__
 
 native = _core
 """The extension, for :mod:`medkg.aio`."""
-
-
-class Native(Protocol):
-    """The Rust half of a client."""
-
-    def close(self) -> None:
-        """Let the connections go."""
-
-
-NativeT = TypeVar("NativeT", bound=Native)
-
-
-def configure(config: ClientConfig | None, fields: dict[str, Any]) -> ClientConfig:
-    """A configuration with some fields changed."""
-    return replace(config or ClientConfig(), **fields)
-
-
-class Client(Generic[NativeT]):
-    """What every client has: a configuration and a Rust half made from it."""
-
-    __slots__ = ("_config", "_native")
-
-    def __init__(self, config: ClientConfig, half: Callable[[ClientConfig], NativeT]) -> None:
-        """Check the configuration; nothing is dialled."""
-        self._config = config
-        self._native = half(config)
-
-    @property
-    def config(self) -> ClientConfig:
-        """The configuration."""
-        return self._config
-
-    def close(self) -> None:
-        """Let the connections go; further calls raise. Connections that others share stay."""
-        self._native.close()
-
-    def __enter__(self) -> Self:
-        """Close at the end of the block."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
-        """Close."""
-        self.close()
-
-    def __reduce__(self) -> tuple[type[Self], tuple[ClientConfig]]:
-        """Travel as the configuration."""
-        return type(self), (self._config,)
-
-    def __repr__(self) -> str:
-        """Show the configuration."""
-        return f"{type(self).__name__}({self._config!r})"
 
 
 class EmbeddingClient(Client[_core.Embedding]):
@@ -378,21 +327,48 @@ class VectorClient(Client[_core.Vector]):
         k: int = 10,
         *,
         with_payload: bool = True,
+        filter: Filter | None = None,  # noqa: A002 - what it is called everywhere
+        score_threshold: float | None = None,
         **call: Unpack[CallOptions],
     ) -> list[list[Hit]]:
-        """Find the exact k nearest points of each query, best first.
+        """Find the exact k nearest points of each query, best first; equal scores are ordered by id.
 
         Args:
             name: The collection.
             queries: Shape ``(q, dimension)``, or ``(dimension,)`` for one query; float32, C-contiguous, finite.
             k: Points to return for each query, 1 to 10,000.
             with_payload: Return each point's payload.
+            filter: Compare only points that match; see :mod:`medkg.filters`.
+            score_threshold: Return only points with at least this score. Under ``"l2"`` a score is minus the
+                distance, so -2.0 returns points at a distance of at most 2.
             **call: See :class:`medkg.call_context.CallOptions`.
 
         Returns:
             One list per query, also for a single one.
         """
-        return self._native.search(resolve(**call), name, queries, k, with_payload)
+        how = (k, with_payload, filter, score_threshold)
+        return self._native.search(resolve(**call), name, queries, how)
+
+    def fetch(
+        self,
+        name: str,
+        ids: Sequence[str],
+        *,
+        with_vectors: bool = True,
+        with_payload: bool = True,
+        **call: Unpack[CallOptions],
+    ) -> FetchResult:
+        """Read points by id; ids that are not there are listed in ``missing``."""
+        return self._native.fetch(resolve(**call), name, ids, with_vectors, with_payload)
+
+    def count(
+        self,
+        name: str,
+        filter: Filter | None = None,  # noqa: A002 - what it is called everywhere
+        **call: Unpack[CallOptions],
+    ) -> int:
+        """How many points there are, or how many match a filter of :mod:`medkg.filters`."""
+        return self._native.count(resolve(**call), name, filter)
 
     def statistics(self, name: str, **call: Unpack[CallOptions]) -> CollectionStatistics:
         """Size, memory and use of a collection."""

@@ -17,6 +17,7 @@ __all__ = [
     "CollectionStatistics",
     "DeviceInfo",
     "EmbeddingResult",
+    "FetchResult",
     "GpuStatus",
     "Hit",
     "Lease",
@@ -323,6 +324,23 @@ class UpsertResult:
 
     inserted: int
     replaced: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FetchResult:
+    """The points of some ids.
+
+    Attributes:
+        ids: Those that are there, in the order asked for.
+        vectors: Their vectors as they were written, one row each; None if not asked for.
+        payloads: What was stored with each, None where nothing was; None altogether if not asked for.
+        missing: The ids that are not there.
+    """
+
+    ids: list[str]
+    vectors: npt.NDArray[np.float32] | None
+    payloads: list[dict[str, Any] | None] | None
+    missing: list[str]
 
 
 @dataclass(frozen=True, slots=True)

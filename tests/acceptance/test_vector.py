@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import medkg
+from medkg.filters import Equals, Range
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,27 @@ def test_a_point_can_be_replaced_and_deleted(services: medkg.Services, new_colle
     assert all(hit.payload is None for hit in hits)
 
 
+def test_filters_fetch_and_count(services: medkg.Services, new_collection: Callable[..., str]) -> None:
+    vector = services.vector
+    name = new_collection(2, "l2")
+    points = np.array([[number, 0] for number in range(20)], dtype=np.float32)
+    ids = [f"point-{number:02d}" for number in range(20)]
+    payloads = [{"number": number, "kind": "even" if number % 2 == 0 else "odd"} for number in range(20)]
+    vector.upsert(name, ids, points, payloads)
+    filter_ = Equals("kind", "odd") & ~Range("number", lt=8)
+    (hits,) = vector.search(name, points[0], k=3, filter=filter_)
+    assert [hit.id for hit in hits] == ["point-09", "point-11", "point-13"]
+    (hits,) = vector.search(name, points[0], k=3, filter=filter_, score_threshold=-11)
+    assert [(hit.id, hit.score) for hit in hits] == [("point-09", -9.0), ("point-11", -11.0)]
+    assert (vector.count(name), vector.count(name, filter_)) == (20, 6)
+    fetched = vector.fetch(name, ["point-07", "never-there"])
+    assert fetched.vectors is not None
+    np.testing.assert_array_equal(fetched.vectors, points[7:8])
+    assert (fetched.payloads, fetched.missing) == ([payloads[7]], ["never-there"])
+    with pytest.raises(medkg.VectorValidationError, match="unknown filter field"):
+        vector.count(name, Equals("author", "nobody"))
+
+
 def test_statistics_tell_what_is_stored(services: medkg.Services, new_collection: Callable[..., str]) -> None:
     name = new_collection(4, "dot")
     empty = services.vector.statistics(name)
@@ -98,6 +120,8 @@ def test_a_tenant_sees_nothing_of_another(
     for forbidden in (
         lambda: services.vector.search(name, mine[0], tenant=other),
         lambda: services.vector.statistics(name, tenant=other),
+        lambda: services.vector.fetch(name, ["mine"], tenant=other),
+        lambda: services.vector.count(name, Equals("secret", value=True), tenant=other),
         lambda: services.vector.delete(name, ["mine"], tenant=other),
         lambda: services.vector.drop_collection(name, tenant=other),
     ):

@@ -208,6 +208,9 @@ class TestVectors:
             (["a"], [[1.0, 0.0, 0.0]] * 2, [], "vectors.shape"),
             (["a"], [[1.0, 0.0, 0.0]], ["[1, 2]"], "payloads[0]"),
             (["a"], [[1.0, 0.0, 0.0]], ['{"x": "' + "y" * 70_000 + '"}'], "payloads[0]"),
+            (["a", "b"], [[1.0, 0.0, 0.0]] * 2, ["{}", '{"x": "' + "y" * 10_000_000 + '"}'], "payloads[1]"),
+            ([], [[1.0, 0.0, 0.0]], [], "ids"),
+            (["a", "b"], [[1.0, 0.0, 0.0], [-math.inf, 0.0, 0.0]], [], "vectors[1]"),
             (["a", "b"], [[1.0, 0.0, 0.0]] * 2, ["{}"], "payloads"),
         ],
     )
@@ -222,7 +225,13 @@ class TestVectors:
 
     @pytest.mark.parametrize(
         ("k", "rows", "field"),
-        [(0, [[1.0, 0, 0]], "k"), (10_001, [[1.0, 0, 0]], "k"), (1, [[1.0, 0]], "queries.shape")],
+        [
+            (0, [[1.0, 0, 0]], "k"),
+            (10_001, [[1.0, 0, 0]], "k"),
+            (1, [[1.0, 0]], "queries.shape"),
+            (1, [[1.0, 0, 0], [0, 0, 0]], "queries[1]"),
+            (1, [[1.0, 0, 0], [math.nan, 0, 0]], "queries[1]"),
+        ],
     )
     def test_bad_searches_are_named(self, wire: Any, vectors: Any, refused: Any, k: int, rows: Any, field: str) -> None:
         request = wire.vector.SearchVectorsRequest(collection="bad-input", queries=tensor(wire, rows), k=k)

@@ -144,7 +144,7 @@ impl Loader {
             pooling: checkpoint.pooling(),
             normalized: checkpoint.normalized(),
             task: checkpoint.task.clone(),
-            kind,
+            bf16: kind == Kind::BFloat16,
             most_tokens,
             encoder,
             model,

@@ -1,7 +1,5 @@
 //! A model that answers, and the registry of such models.
 
-use tch::Kind;
-
 pub use crate::config::models::Purpose;
 use crate::model::Model;
 use crate::model::checkpoint::Task;
@@ -33,8 +31,8 @@ pub struct ReadyModel {
     pub pooling: Option<PoolingKind>,
     /// Whether embeddings have unit length.
     pub normalized: bool,
-    /// Element type of the weights.
-    pub kind: Kind,
+    /// Whether the weights are bf16; f32 otherwise.
+    pub bf16: bool,
     /// Most tokens of a batch, where the device's memory sets a limit.
     pub most_tokens: Option<usize>,
     /// Text to ids.

@@ -1,17 +1,21 @@
 //! One collection: its file, its view, and the order in which they change.
 
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::blocking;
-use super::store::{Points, Properties, Store};
-use super::view::Hit;
+use super::columns::{self, Read};
+use super::filter::{Cell, Field, Filter};
+use super::store::{Fetched, Points, Properties, Store};
+use super::view::{Ask, Hit, View};
 use crate::engine::Engine;
 use crate::error::Error;
 
-/// Bytes of payloads in one answer; a message of the wire holds 32 MiB.
-const MAX_PAYLOAD_ANSWER: usize = 24 * 1024 * 1024;
+/// Bytes of payloads, and of vectors that are fetched, in one answer; a message of the wire holds 32 MiB.
+const MAX_ANSWER: usize = 24 * 1024 * 1024;
 
 static KEYS: AtomicU64 = AtomicU64::new(0);
 
@@ -34,6 +38,8 @@ struct Shared {
     writing: tokio::sync::Mutex<()>,
     /// The file has something that the view lacks: it must be rebuilt before the next use.
     stale: AtomicBool,
+    /// The fields whose columns the view keeps; a write takes them out of its payloads before it is applied.
+    fields: Mutex<Vec<Field>>,
     closed: AtomicBool,
     points: AtomicUsize,
     queries: AtomicU64,
@@ -69,6 +75,7 @@ impl Collection {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
             writing: tokio::sync::Mutex::new(()),
             stale: AtomicBool::new(true),
+            fields: Mutex::new(Vec::new()),
             closed: AtomicBool::new(false),
             points: AtomicUsize::new(0),
             queries: AtomicU64::new(0),
@@ -92,10 +99,16 @@ impl Collection {
     /// # Errors
     /// [`Error::CollectionNotFound`] once it is dropped, [`Error::Internal`] naming the file, or a device error.
     pub async fn upsert(&self, points: Points) -> Result<u64, Error> {
-        self.change(move |store| {
+        self.change(move |store, fields| {
             let inserted = store.write(&points)?;
             let ids: Vec<Arc<str>> = points.ids.iter().map(|id| Arc::from(id.as_str())).collect();
-            Ok((inserted, Change::Upsert(ids, points.vectors)))
+            let payloads = (0..ids.len()).map(|row| points.payloads.get(row).map_or("", String::as_str));
+            let read = if fields.is_empty() {
+                Read::new()
+            } else {
+                columns::read(fields, payloads)
+            };
+            Ok((inserted, Change::Upsert(ids, points.vectors, read)))
         })
         .await
     }
@@ -105,29 +118,20 @@ impl Collection {
     /// # Errors
     /// As [`Self::upsert`].
     pub async fn remove(&self, ids: Vec<String>) -> Result<u64, Error> {
-        self.change(move |store| Ok((store.remove(&ids)?, Change::Remove(ids))))
+        self.change(move |store, _| Ok((store.remove(&ids)?, Change::Remove(ids))))
             .await
     }
 
-    /// The nearest points of each query (row-major).
+    /// The nearest points of each query.
     ///
     /// # Errors
-    /// [`Error::CollectionNotFound`] once it is dropped, [`Error::Internal`] naming the file, or a device error.
-    pub async fn search(&self, queries: Vec<f32>, k: usize, with_payload: bool) -> Result<Vec<Found>, Error> {
+    /// [`Error::InvalidField`] for a filter's field that no payload has, [`Error::CollectionNotFound`] once it is dropped,
+    /// [`Error::Internal`] naming the file, or a device error.
+    pub async fn search(&self, ask: Ask, with_payload: bool) -> Result<Vec<Found>, Error> {
         let shared = Arc::clone(&self.shared);
-        if shared.stale.load(Ordering::Acquire) {
-            let _one_at_a_time = shared.writing.lock().await;
-            shared.check_open()?;
-            shared.refresh().await?;
-        }
-        shared.check_open()?;
-        let key = shared.key;
-        let count = queries.len() / self.properties.dimension;
-        let found = shared
-            .engine
-            .run(move |views| views.get(key)?.search(&queries, k))
-            .await;
-        let hits = shared.unless_closed(found)?;
+        let count = ask.queries.len() / self.properties.dimension;
+        let filter = ask.filter.clone();
+        let hits = self.ask(filter, move |view| view.search(&ask)).await?;
         shared.queries.fetch_add(count as u64, Ordering::Relaxed);
         if !with_payload {
             return Ok(hits
@@ -136,7 +140,7 @@ impl Collection {
                 .collect());
         }
         blocking(move || {
-            let mut left = MAX_PAYLOAD_ANSWER;
+            let mut left = MAX_ANSWER;
             let found = hits.into_iter().map(|hits| {
                 let payloads = shared.store.payloads(hits.iter().map(|hit| &*hit.id))?;
                 let bytes: usize = payloads.iter().map(String::len).sum();
@@ -151,6 +155,28 @@ impl Collection {
             found.collect()
         })
         .await
+    }
+
+    /// How many points match.
+    ///
+    /// # Errors
+    /// As [`Self::search`].
+    pub async fn count(&self, filter: Filter) -> Result<u64, Error> {
+        let wanted = filter.clone();
+        let count = self.ask(Some(filter), move |view| view.count(&wanted)).await?;
+        Ok(count as u64)
+    }
+
+    /// What some ids have, as it was written.
+    ///
+    /// # Errors
+    /// [`Error::InvalidField`] if that is too much for an answer, [`Error::CollectionNotFound`] once it is dropped,
+    /// [`Error::Internal`] naming the file.
+    pub async fn fetch(&self, ids: Vec<String>, with_vectors: bool, with_payload: bool) -> Result<Fetched, Error> {
+        self.shared.check_open()?;
+        let shared = Arc::clone(&self.shared);
+        let fetched = blocking(move || shared.store.fetch(ids, with_vectors, with_payload, MAX_ANSWER)).await?;
+        fetched.ok_or_else(|| Error::invalid("ids", "have more than 24 MiB of vectors and payloads; ask for fewer"))
     }
 
     /// Numbers about it.
@@ -191,10 +217,43 @@ impl Collection {
             .await
     }
 
+    /// What `work` finds in the view, once that has the columns that `filter` needs.
+    async fn ask<T: Send + 'static>(
+        &self,
+        filter: Option<Filter>,
+        work: impl Fn(&mut View) -> Result<Option<T>, Error> + Send + Sync + 'static,
+    ) -> Result<T, Error> {
+        let shared = Arc::clone(&self.shared);
+        let work = Arc::new(work);
+        if shared.stale.load(Ordering::Acquire) {
+            let _one_at_a_time = shared.writing.lock().await;
+            shared.check_open()?;
+            shared.refresh().await?;
+        }
+        if let Some(found) = shared.on_view(&work).await? {
+            return Ok(found);
+        }
+        // In a task of its own: what is read must reach the view before the next write does, whether or not the caller waits.
+        let task = tokio::spawn(async move {
+            let _one_at_a_time = shared.writing.lock().await;
+            shared.check_open()?;
+            shared.refresh().await?;
+            if let Some(found) = shared.on_view(&work).await? {
+                return Ok(found);
+            }
+            if let Some(filter) = filter {
+                shared.read_columns(&filter).await?;
+            }
+            let found = shared.on_view(&work).await?;
+            found.ok_or_else(|| Error::internal("the view lacks columns that it was just given"))
+        });
+        task.await.map_err(Error::internal)?
+    }
+
     /// File first, then view, in a task of its own: a caller that leaves between the two must not part them.
     async fn change(
         &self,
-        write: impl FnOnce(&Store) -> Result<(u64, Change), Error> + Send + 'static,
+        write: impl FnOnce(&Store, &[Field]) -> Result<(u64, Change), Error> + Send + 'static,
     ) -> Result<u64, Error> {
         let shared = Arc::clone(&self.shared);
         let task = tokio::spawn(async move {
@@ -204,17 +263,19 @@ impl Collection {
             shared.engine.check_tasks()?;
             shared.refresh().await?;
             let writer = Arc::clone(&shared);
-            let (count, change) = shared.stale_on_error(blocking(move || write(&writer.store)).await)?;
+            let fields = shared.fields();
+            let (count, change) = shared.stale_on_error(blocking(move || write(&writer.store, &fields)).await)?;
             let key = shared.key;
             let applied = shared.engine.run_owed(move |views| {
                 let view = views.get(key)?;
                 match change {
-                    Change::Upsert(ids, rows) => view.upsert(&ids, &rows)?,
+                    Change::Upsert(ids, rows, read) => view.upsert(&ids, &rows, read)?,
                     Change::Remove(ids) => view.remove(&ids)?,
                 }
-                Ok(view.len())
+                Ok((view.len(), view.fields()))
             });
-            let points = shared.stale_on_error(applied.await)?;
+            let (points, fields) = shared.stale_on_error(applied.await)?;
+            shared.set_fields(fields);
             shared.points.store(points, Ordering::Release);
             Ok(count)
         });
@@ -223,7 +284,7 @@ impl Collection {
 }
 
 enum Change {
-    Upsert(Vec<Arc<str>>, Vec<f32>),
+    Upsert(Vec<Arc<str>>, Vec<f32>, Read),
     Remove(Vec<String>),
 }
 
@@ -253,6 +314,60 @@ impl Shared {
         Ok(())
     }
 
+    fn fields(&self) -> Vec<Field> {
+        self.fields.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_fields(&self, fields: Vec<Field>) {
+        *self.fields.lock().unwrap_or_else(PoisonError::into_inner) = fields;
+    }
+
+    async fn on_view<T: Send + 'static>(
+        &self,
+        work: &Arc<impl Fn(&mut View) -> Result<Option<T>, Error> + Send + Sync + 'static>,
+    ) -> Result<Option<T>, Error> {
+        self.check_open()?;
+        let (key, work) = (self.key, Arc::clone(work));
+        let found = self.engine.run(move |views| work(views.get(key)?)).await;
+        self.unless_closed(found)
+    }
+
+    /// Gives the view the columns of a filter, out of the file. Called with `writing` held.
+    async fn read_columns(self: &Arc<Self>, filter: &Filter) -> Result<(), Error> {
+        let fields: BTreeSet<Field> = filter.fields().into_iter().map(|(field, _)| field.clone()).collect();
+        let fields: Vec<Field> = fields.into_iter().collect();
+        let reader = Arc::clone(self);
+        let (ids, read) = blocking(move || reader.columns_of_file(&fields)).await?;
+        let key = self.key;
+        let added = self.engine.run_owed(move |views| {
+            let view = views.get(key)?;
+            view.add_columns(&ids, read);
+            Ok(view.fields())
+        });
+        self.set_fields(added.await?);
+        Ok(())
+    }
+
+    fn columns_of_file(&self, fields: &[Field]) -> Result<(Vec<Arc<str>>, Read), Error> {
+        let mut read = columns::read(fields, std::iter::empty());
+        // Every point has a cell in every column, also one without a payload.
+        let mut bytes = fields.len() * self.points.load(Ordering::Acquire) * size_of::<Cell>();
+        let mut ids = Vec::new();
+        self.store.each_payload(|id, payload| {
+            ids.push(Arc::from(id));
+            bytes += columns::add(&mut read, payload);
+            if bytes > columns::MAX_BYTES {
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        })?;
+        if bytes > columns::MAX_BYTES {
+            let problem = "is over fields that hold more than 1 GiB; filter on shorter values";
+            return Err(Error::invalid("filter", problem));
+        }
+        Ok((ids, read))
+    }
+
     /// Rebuilds the view from the file if it may lack something. Called with `writing` held, or before anybody can call.
     async fn refresh(self: &Arc<Self>) -> Result<(), Error> {
         if !self.stale.load(Ordering::Acquire) {
@@ -266,6 +381,7 @@ impl Shared {
         self.engine
             .run_owed(move |views| views.build(key, properties, &ids, &points.vectors))
             .await?;
+        self.set_fields(Vec::new());
         self.points.store(count, Ordering::Release);
         self.stale.store(false, Ordering::Release);
         Ok(())

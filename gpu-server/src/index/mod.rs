@@ -4,7 +4,10 @@
 //! acknowledged after redb has committed it and the view has it. Search is exact: every point is compared.
 
 pub mod collection;
+pub mod columns;
+pub mod filter;
 pub mod store;
+mod top;
 pub mod view;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,7 @@
 //! A collection's file: a redb database with its properties, its vectors (f32, little-endian) and its payloads (JSON
 //! text). redb commits with fsync by default: what `write` returned for is on disk.
 
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
@@ -52,6 +53,19 @@ pub struct Points {
     pub vectors: Vec<f32>,
     /// One per id, "" for none; or empty for none at all.
     pub payloads: Vec<String>,
+}
+
+/// What some ids have.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    /// Those that are there, in the order asked for.
+    pub ids: Vec<String>,
+    /// Their vectors one after the other, f32 little-endian, if they were asked for.
+    pub vectors: Vec<u8>,
+    /// One per id, "" for none, if they were asked for.
+    pub payloads: Vec<String>,
+    /// Those that are not there.
+    pub missing: Vec<String>,
 }
 
 /// An open file.
@@ -206,6 +220,64 @@ impl Store {
                     .map_or_else(String::new, |value| value.value().to_owned()))
             })
             .collect()
+        };
+        self.guarded(read)
+    }
+
+    /// What some ids have; None where vectors and payloads together take more than `most` bytes.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] naming the file.
+    pub fn fetch(
+        &self,
+        ids: Vec<String>,
+        with_vectors: bool,
+        with_payload: bool,
+        most: usize,
+    ) -> Result<Option<Fetched>, Error> {
+        let read = || -> Result<Option<Fetched>, redb::Error> {
+            let transaction = self.database.begin_read()?;
+            let vectors = transaction.open_table(VECTORS)?;
+            let payloads = transaction.open_table(PAYLOADS)?;
+            let mut fetched = Fetched::default();
+            let mut payload_bytes = 0;
+            for id in ids {
+                let Some(vector) = vectors.get(id.as_str())? else {
+                    fetched.missing.push(id);
+                    continue;
+                };
+                if with_vectors {
+                    fetched.vectors.extend_from_slice(vector.value());
+                }
+                if with_payload {
+                    let payload = payloads.get(id.as_str())?;
+                    let payload = payload.map_or_else(String::new, |payload| payload.value().to_owned());
+                    payload_bytes += payload.len();
+                    fetched.payloads.push(payload);
+                }
+                if fetched.vectors.len() + payload_bytes > most {
+                    return Ok(None);
+                }
+                fetched.ids.push(id);
+            }
+            Ok(Some(fetched))
+        };
+        self.guarded(read)
+    }
+
+    /// Gives `take` every id that has a payload, with it, until it says to stop.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] naming the file.
+    pub fn each_payload(&self, mut take: impl FnMut(&str, &str) -> ControlFlow<()>) -> Result<(), Error> {
+        let read = || -> Result<(), redb::Error> {
+            for entry in self.database.begin_read()?.open_table(PAYLOADS)?.iter()? {
+                let (id, payload) = entry?;
+                if take(id.value(), payload.value()).is_break() {
+                    break;
+                }
+            }
+            Ok(())
         };
         self.guarded(read)
     }

@@ -1,6 +1,7 @@
 //! A collection's vectors on the device, and exact search over them.
 //!
-//! Rows are compared in tiles, so that memory stays bounded however many there are. Under cosine the rows are kept
+//! Rows are compared in tiles, so that memory stays bounded however many there are. A filter is decided first, on the host,
+//! and only the rows that match are compared; or, in a tile where most match, only their scores are looked at. Under cosine the rows are kept
 //! scaled to unit length; under L2 distances are computed from differences, not by expanding the square, because the
 //! expansion loses the small distances that matter most.
 
@@ -9,12 +10,17 @@ use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
+use super::columns::{Columns, Read};
+use super::filter::{Cell, Field, Filter};
 use super::store::{Metric, Properties};
+use super::top::tile_top;
 use crate::error::Error;
 use crate::model::pooling::normalize;
 
-/// Rows compared at once.
+/// Rows compared at once, at most.
 const TILE: i64 = 65_536;
+/// Elements of the rows compared at once, at most: rows that match a filter are copied together.
+const TILE_ELEMENTS: i64 = 32 * 1024 * 1024;
 
 /// The views of all collections, owned by the first lane.
 #[derive(Debug)]
@@ -39,7 +45,7 @@ impl Views {
     pub fn build(&mut self, key: u64, properties: Properties, ids: &[Arc<str>], rows: &[f32]) -> Result<(), Error> {
         self.by_key.remove(&key);
         let mut view = View::new(properties, self.device)?;
-        view.upsert(ids, rows)?;
+        view.upsert(ids, rows, Read::new())?;
         self.by_key.insert(key, view);
         Ok(())
     }
@@ -69,6 +75,19 @@ pub struct Hit {
     pub score: f32,
 }
 
+/// What is looked for.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// Row-major [queries, dimension].
+    pub queries: Vec<f32>,
+    /// Points for each of them.
+    pub k: usize,
+    /// Which points are compared; None means all.
+    pub filter: Option<Filter>,
+    /// Points below this score are left out.
+    pub threshold: Option<f32>,
+}
+
 /// One collection's rows.
 #[derive(Debug)]
 pub struct View {
@@ -79,6 +98,7 @@ pub struct View {
     rows: Tensor,
     ids: Vec<Arc<str>>,
     places: HashMap<Arc<str>, usize>,
+    columns: Columns,
 }
 
 impl View {
@@ -92,6 +112,7 @@ impl View {
             rows,
             ids: Vec::new(),
             places: HashMap::new(),
+            columns: Columns::default(),
         })
     }
 
@@ -105,11 +126,29 @@ impl View {
         u64::try_from(self.rows.numel() * size_of::<f32>()).unwrap_or(u64::MAX)
     }
 
-    /// Adds rows, or replaces those whose id is there.
+    /// The fields whose columns follow the writes.
+    pub fn fields(&self) -> Vec<Field> {
+        self.columns.fields()
+    }
+
+    /// Takes in what the payloads of `ids` have in some fields; all other points have no payload.
+    pub fn add_columns(&mut self, ids: &[Arc<str>], read: Read) {
+        for (field, cells) in read {
+            let mut column = vec![Cell::Absent; self.ids.len()];
+            for (id, cell) in ids.iter().zip(cells) {
+                if let Some(&place) = self.places.get(id) {
+                    column[place] = cell;
+                }
+            }
+            self.columns.insert(field, column);
+        }
+    }
+
+    /// Adds rows, or replaces those whose id is there. `read` has their payloads' values for each of [`Self::fields`].
     ///
     /// # Errors
     /// What the device says.
-    pub fn upsert(&mut self, ids: &[Arc<str>], rows: &[f32]) -> Result<(), Error> {
+    pub fn upsert(&mut self, ids: &[Arc<str>], rows: &[f32], read: Read) -> Result<(), Error> {
         if ids.is_empty() {
             return Ok(());
         }
@@ -126,8 +165,10 @@ impl View {
                 self.ids.push(Arc::clone(id));
                 self.ids.len() - 1
             });
-            places.push(int(place)?);
+            places.push(place);
         }
+        self.columns.write(&places, read);
+        let places: Vec<i64> = places.into_iter().map(int).collect::<Result<_, _>>()?;
         let places = Tensor::f_from_slice(&places)?.f_to_device(self.device)?;
         let _ = self.rows.f_index_copy_(0, &places, &fresh)?;
         Ok(())
@@ -144,6 +185,7 @@ impl View {
             };
             let last = self.ids.len() - 1;
             self.ids.swap_remove(place);
+            self.columns.swap_remove(place);
             if place != last {
                 self.places.insert(Arc::clone(&self.ids[place]), place);
                 let moved = self.rows.f_narrow(0, int(last)?, 1)?.f_detach_copy()?;
@@ -153,12 +195,33 @@ impl View {
         Ok(())
     }
 
-    /// The `k` nearest points of each query (row-major), best first, equal scores by id.
+    /// The places of the points that match, in order; None if a column has to be read first.
+    fn matching(&mut self, filter: &Filter) -> Result<Option<Vec<usize>>, Error> {
+        let decided = self.columns.decide(filter, self.ids.len())?;
+        Ok(decided.map(|decided| (0..decided.len()).filter(|&place| decided[place]).collect()))
+    }
+
+    /// How many points match; None if a column has to be read first.
     ///
     /// # Errors
-    /// What the device says.
-    pub fn search(&self, queries: &[f32], k: usize) -> Result<Vec<Vec<Hit>>, Error> {
-        let mut queries = Tensor::f_from_slice(queries)?
+    /// [`Error::InvalidField`] naming a field that no payload has.
+    pub fn count(&mut self, filter: &Filter) -> Result<Option<usize>, Error> {
+        Ok(self.matching(filter)?.map(|places| places.len()))
+    }
+
+    /// The nearest points of each query, best first, equal scores by id; None if a column has to be read first.
+    ///
+    /// # Errors
+    /// [`Error::InvalidField`] naming a field that no payload has; what the device says.
+    pub fn search(&mut self, ask: &Ask) -> Result<Option<Vec<Vec<Hit>>>, Error> {
+        let chosen = match &ask.filter {
+            None => None,
+            Some(filter) => match self.matching(filter)? {
+                None => return Ok(None),
+                chosen => chosen,
+            },
+        };
+        let mut queries = Tensor::f_from_slice(&ask.queries)?
             .f_reshape(&[-1, self.dimension][..])?
             .f_to_device(self.device)?;
         if self.metric == Metric::Cosine {
@@ -166,44 +229,72 @@ impl View {
         }
         let count = usize::try_from(queries.size2()?.0).map_err(Error::internal)?;
         let mut best: Vec<Vec<(usize, f32)>> = vec![Vec::new(); count];
-        let total = int(self.ids.len())?;
-        let mut start = 0;
-        while start < total {
-            let length = TILE.min(total - start);
-            let tile = self.rows.f_narrow(0, start, length)?;
-            let scores = match self.metric {
-                Metric::Cosine | Metric::Dot => queries.f_matmul(&tile.f_transpose(0, 1)?)?,
-                // Mode 2: never through a matrix product.
-                Metric::L2 => Tensor::f_cdist(&queries, &tile, 2.0, 2)?.f_neg()?,
-            };
-            for (found, tile_best) in best.iter_mut().zip(tile_top(&scores, k)?) {
-                found.extend(
-                    tile_best
-                        .into_iter()
-                        .map(|(at, score)| (usize::try_from(start).unwrap_or(0) + at, score)),
-                );
-                self.keep_best(found, k);
+        let step = usize::try_from(TILE.min(TILE_ELEMENTS / self.dimension)).map_err(Error::internal)?;
+        for start in (0..self.ids.len()).step_by(step) {
+            let end = self.ids.len().min(start + step);
+            let chosen = chosen.as_ref().map(|chosen| {
+                let from = chosen.partition_point(|&place| place < start);
+                let to = chosen.partition_point(|&place| place < end);
+                &chosen[from..to]
+            });
+            if chosen.is_some_and(<[usize]>::is_empty) {
+                continue;
             }
-            start += length;
+            let scores = self.tile_scores(&queries, start, end, chosen)?;
+            tile_top(&scores, ask.k, |query, found| {
+                let place = |at: usize| chosen.map_or(start + at, |chosen| chosen[at]);
+                // Adding 0 makes one zero of the two; they are equal, and must not part points that the id orders.
+                best[query].extend(found.into_iter().map(|(at, score)| (place(at), score + 0.0)));
+                self.keep_best(&mut best[query], ask.k);
+            })?;
         }
         let hit = |(place, score): (usize, f32)| Hit {
             id: Arc::clone(&self.ids[place]),
-            // Rounding may carry the cosine of equal directions past 1.
-            score: if self.metric == Metric::Cosine {
-                score.clamp(-1.0, 1.0)
-            } else {
-                score
-            },
+            score,
         };
-        Ok(best
-            .into_iter()
-            .map(|found| found.into_iter().map(hit).collect())
-            .collect())
+        let reaches = |hit: &Hit| ask.threshold.is_none_or(|least| hit.score >= least);
+        let hits = |found: Vec<(usize, f32)>| found.into_iter().map(hit).take_while(reaches).collect();
+        Ok(Some(best.into_iter().map(hits).collect()))
+    }
+
+    /// Scores [queries, points] of the rows from `start` to `end`, or of the `chosen` ones among them.
+    fn tile_scores(
+        &self,
+        queries: &Tensor,
+        start: usize,
+        end: usize,
+        chosen: Option<&[usize]>,
+    ) -> Result<Tensor, Error> {
+        let tile = self.rows.f_narrow(0, int(start)?, int(end - start)?)?;
+        let score = |tile: &Tensor| match self.metric {
+            Metric::Dot => queries.f_matmul(&tile.f_transpose(0, 1)?),
+            // Rounding may carry the cosine of equal directions past 1.
+            Metric::Cosine => queries.f_matmul(&tile.f_transpose(0, 1)?)?.f_clamp_(-1.0, 1.0),
+            // Mode 2: never through a matrix product.
+            Metric::L2 => Tensor::f_cdist(queries, tile, 2.0, 2)?.f_neg(),
+        };
+        let Some(chosen) = chosen.filter(|chosen| chosen.len() < end - start) else {
+            return Ok(score(&tile)?);
+        };
+        let places: Vec<i64> = chosen
+            .iter()
+            .map(|place| int(place - start))
+            .collect::<Result<_, _>>()?;
+        let places = Tensor::f_from_slice(&places)?.f_to_device(self.device)?;
+        if chosen.len() > (end - start) / 2 {
+            return Ok(score(&tile)?.f_index_select(1, &places)?);
+        }
+        Ok(score(&tile.f_index_select(0, &places)?)?)
     }
 
     fn keep_best(&self, found: &mut Vec<(usize, f32)>, k: usize) {
-        found.sort_by(|(a, x), (b, y)| y.total_cmp(x).then_with(|| self.ids[*a].cmp(&self.ids[*b])));
-        found.truncate(k);
+        let order =
+            |(a, x): &(usize, f32), (b, y): &(usize, f32)| y.total_cmp(x).then_with(|| self.ids[*a].cmp(&self.ids[*b]));
+        if found.len() > k {
+            found.select_nth_unstable_by(k, order);
+            found.truncate(k);
+        }
+        found.sort_unstable_by(order);
     }
 
     fn reserve(&mut self, wanted: usize) -> Result<(), Error> {
@@ -224,165 +315,10 @@ impl View {
     }
 }
 
-/// Per row of `scores` [queries, points]: every point that is among the `k` best or ties with the last of them.
-fn tile_top(scores: &Tensor, k: usize) -> Result<Vec<Vec<(usize, f32)>>, Error> {
-    let (count, points) = scores.size2()?;
-    let wanted = int(k)?.min(points);
-    let (values, places) = scores.f_topk(wanted, 1, true, true)?;
-    let cut = values.f_narrow(1, wanted - 1, 1)?;
-    let reaching = host_i64(
-        &scores
-            .f_ge_tensor(&cut)?
-            .f_sum_dim_intlist(&[1_i64][..], false, Kind::Int64)?,
-    )?;
-    let values = host_f32(&values)?;
-    let places = host_i64(&places)?;
-    let per_row = usize::try_from(wanted).map_err(Error::internal)?;
-    let mut rows = Vec::with_capacity(usize::try_from(count).unwrap_or(0));
-    for (row, (values, places)) in values
-        .chunks_exact(per_row)
-        .zip(places.chunks_exact(per_row))
-        .enumerate()
-    {
-        if reaching[row] <= wanted {
-            let pairs = places
-                .iter()
-                .zip(values)
-                .map(|(&place, &value)| (usize::try_from(place).unwrap_or(0), value));
-            rows.push(pairs.collect());
-        } else {
-            // topk may keep any of the points that tie with the k-th; the order by id needs all of them.
-            let line = scores.f_get(int(row)?)?;
-            let all = host_i64(
-                &line
-                    .f_ge_tensor(&cut.f_get(int(row)?)?)?
-                    .f_nonzero()?
-                    .f_flatten(0, -1)?,
-            )?;
-            let line = host_f32(&line)?;
-            let places = all.into_iter().map(|place| usize::try_from(place).unwrap_or(0));
-            rows.push(places.map(|place| (place, line[place])).collect());
-        }
-    }
-    Ok(rows)
-}
-
-fn host_f32(tensor: &Tensor) -> Result<Vec<f32>, Error> {
-    let tensor = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
-    let mut values = vec![0.0; tensor.numel()];
-    let count = values.len();
-    tensor.f_copy_data(&mut values, count)?;
-    Ok(values)
-}
-
-fn host_i64(tensor: &Tensor) -> Result<Vec<i64>, Error> {
-    let tensor = tensor.f_to_device(Device::Cpu)?.f_contiguous()?;
-    let mut values = vec![0; tensor.numel()];
-    let count = values.len();
-    tensor.f_copy_data(&mut values, count)?;
-    Ok(values)
-}
-
 fn int(value: usize) -> Result<i64, Error> {
     i64::try_from(value).map_err(Error::internal)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn score(metric: Metric, a: &[f32], b: &[f32]) -> f64 {
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
-        match metric {
-            Metric::Dot => dot(a, b),
-            Metric::Cosine => dot(a, b) / (dot(a, a).sqrt() * dot(b, b).sqrt()),
-            Metric::L2 => -a
-                .iter()
-                .zip(b)
-                .map(|(&x, &y)| (f64::from(x) - f64::from(y)).powi(2))
-                .sum::<f64>()
-                .sqrt(),
-        }
-    }
-
-    fn vector() -> impl Strategy<Value = Vec<f32>> {
-        // Few distinct values, so that equal scores happen.
-        proptest::collection::vec((1_i8..4).prop_map(f32::from), 3)
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Upsert(Vec<(u8, Vec<f32>)>),
-        Remove(Vec<u8>),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            3 => proptest::collection::btree_map(0_u8..20, vector(), 1..8).prop_map(|m| Step::Upsert(m.into_iter().collect())),
-            1 => proptest::collection::vec(0_u8..20, 1..6).prop_map(Step::Remove),
-        ]
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn search_equals_a_plain_model(
-            steps in proptest::collection::vec(step(), 1..12),
-            query in vector(),
-            k in 1_usize..8,
-            metric in prop_oneof![Just(Metric::Cosine), Just(Metric::Dot), Just(Metric::L2)],
-        ) {
-            let mut view = View::new(Properties { dimension: 3, metric }, Device::Cpu).unwrap();
-            let mut plain: BTreeMap<String, Vec<f32>> = BTreeMap::new();
-            for step in steps {
-                match step {
-                    Step::Upsert(points) => {
-                        let ids: Vec<Arc<str>> = points.iter().map(|(id, _)| format!("p{id:02}").into()).collect();
-                        let rows: Vec<f32> = points.iter().flat_map(|(_, vector)| vector.clone()).collect();
-                        view.upsert(&ids, &rows).unwrap();
-                        plain.extend(points.into_iter().map(|(id, vector)| (format!("p{id:02}"), vector)));
-                    }
-                    Step::Remove(ids) => {
-                        let ids: Vec<String> = ids.into_iter().map(|id| format!("p{id:02}")).collect();
-                        view.remove(&ids).unwrap();
-                        plain.retain(|id, _| !ids.contains(id));
-                    }
-                }
-            }
-            prop_assert_eq!(view.len(), plain.len());
-            let found = view.search(&query, k).unwrap().remove(0);
-            let mut want: Vec<(f64, &String)> = plain.iter().map(|(id, v)| (score(metric, &query, v), id)).collect();
-            want.sort_by(|(x, a), (y, b)| y.total_cmp(x).then_with(|| a.cmp(b)));
-            prop_assert_eq!(found.len(), k.min(plain.len()));
-            for (hit, (score_wanted, id)) in found.iter().zip(&want) {
-                prop_assert!((f64::from(hit.score) - score_wanted).abs() < 1e-5);
-                // Where float32 cannot tell two scores apart, either order is right; equal inputs must follow the ids.
-                let twin = want.iter().filter(|(s, _)| (s - score_wanted).abs() < 1e-6).count() > 1;
-                prop_assert!(twin || *hit.id == **id);
-            }
-        }
-    }
-
-    #[test]
-    fn equal_scores_are_ordered_by_id_also_at_the_cut() {
-        let mut view = View::new(
-            Properties {
-                dimension: 1,
-                metric: Metric::Dot,
-            },
-            Device::Cpu,
-        )
-        .unwrap();
-        let ids: Vec<Arc<str>> = ["d", "b", "c", "a", "e"].map(Arc::from).into();
-        view.upsert(&ids, &[1.0, 1.0, 1.0, 1.0, 2.0]).unwrap();
-        let found: Vec<String> = view.search(&[1.0], 3).unwrap()[0]
-            .iter()
-            .map(|hit| hit.id.to_string())
-            .collect();
-        assert_eq!(found, ["e", "a", "b"]);
-    }
-}
+#[path = "view_tests.rs"]
+mod tests;

@@ -13,7 +13,6 @@ pub mod validate;
 pub mod vector;
 
 use medkg_proto::v1;
-use tch::Kind;
 
 use crate::engine::Engine;
 use crate::engine::job::Computed;
@@ -67,9 +66,10 @@ fn describe_ready(model: &ReadyModel, device: &str) -> v1::Model {
         name: name.to_owned(),
         text: text.to_owned(),
     };
-    let compute = match model.kind {
-        Kind::BFloat16 => v1::DataType::Bf16,
-        _ => v1::DataType::F32,
+    let compute = if model.bf16 {
+        v1::DataType::Bf16
+    } else {
+        v1::DataType::F32
     };
     v1::Model {
         digest: model.digest.clone(),

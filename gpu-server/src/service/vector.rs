@@ -1,5 +1,7 @@
 //! `VectorService`.
 
+mod filter;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +18,7 @@ use crate::error::Error;
 use crate::index::Collections;
 use crate::index::collection::Found;
 use crate::index::store::{Metric, Points, Properties};
+use crate::index::view::Ask;
 
 const MAX_DIMENSION: u32 = 8_192;
 const MAX_POINTS: usize = 65_536;
@@ -151,10 +154,16 @@ impl Vectors {
             let problem = format!("times {count} queries is more than {MAX_FOUND} points; ask for fewer at once");
             return Err(Error::invalid("k", problem));
         }
+        let threshold = request.score_threshold;
+        score_threshold(threshold, metric)?;
+        let ask = Ask {
+            queries,
+            k: request.k as usize,
+            filter: request.filter.map(filter::read).transpose()?,
+            threshold,
+        };
         let started = Instant::now();
-        let found = collection
-            .search(queries, request.k as usize, request.with_payload)
-            .await?;
+        let found = collection.search(ask, request.with_payload).await?;
         let usage = v1::Usage {
             batches: 1,
             compute_time: prost_types::Duration::try_from(started.elapsed()).ok(),
@@ -165,6 +174,38 @@ impl Vectors {
             hits: found.into_iter().map(hits).collect(),
             usage: Some(usage),
         })
+    }
+
+    async fn fetch(&self, tenant: &str, request: v1::FetchVectorsRequest) -> Result<v1::FetchVectorsResponse, Error> {
+        let handle = self.collections()?.get(tenant, &request.collection)?;
+        let collection = handle.open()?;
+        validate::count("ids", request.ids.len(), MAX_POINTS)?;
+        let found = collection
+            .fetch(request.ids, request.with_vectors, request.with_payload)
+            .await?;
+        let narrow = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        let vectors = v1::Tensor {
+            shape: vec![narrow(found.ids.len()), narrow(collection.properties.dimension)],
+            dtype: v1::DataType::F32.into(),
+            data: found.vectors.into(),
+            scales: Vec::new(),
+        };
+        Ok(v1::FetchVectorsResponse {
+            ids: found.ids,
+            vectors: request.with_vectors.then_some(vectors),
+            payloads: found.payloads,
+            missing: found.missing,
+        })
+    }
+
+    async fn count(&self, tenant: &str, request: v1::CountVectorsRequest) -> Result<v1::CountVectorsResponse, Error> {
+        let handle = self.collections()?.get(tenant, &request.collection)?;
+        let collection = handle.open()?;
+        let count = match request.filter {
+            None => collection.points(),
+            Some(wanted) => collection.count(filter::read(wanted)?).await?,
+        };
+        Ok(v1::CountVectorsResponse { count })
     }
 
     async fn delete(
@@ -217,6 +258,18 @@ fn hits(found: Found) -> v1::SearchHits {
     v1::SearchHits {
         points: found.into_iter().map(point).collect(),
     }
+}
+
+/// A threshold that some score could reach or miss.
+fn score_threshold(threshold: Option<f32>, metric: Metric) -> Result<(), Error> {
+    let problem = match threshold {
+        Some(value) if !value.is_finite() => format!("is {value}; it must be finite"),
+        Some(value) if metric == Metric::L2 && value > 0.0 => {
+            format!("is {value}, but scores are minus the distance under L2; send minus the largest distance")
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::invalid("score_threshold", problem))
 }
 
 /// A collection's name becomes a file's name: the rule keeps it inside its folder.
@@ -346,6 +399,24 @@ impl VectorService for Vectors {
         let (metadata, _, request) = request.into_parts();
         let serve = |call: call::Call| async move { self.search(call.tenant.as_str(), request).await };
         call::unary(&metadata, "VectorService/SearchVectors", serve).await
+    }
+
+    async fn fetch_vectors(
+        &self,
+        request: Request<v1::FetchVectorsRequest>,
+    ) -> Result<Response<v1::FetchVectorsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| async move { self.fetch(call.tenant.as_str(), request).await };
+        call::unary(&metadata, "VectorService/FetchVectors", serve).await
+    }
+
+    async fn count_vectors(
+        &self,
+        request: Request<v1::CountVectorsRequest>,
+    ) -> Result<Response<v1::CountVectorsResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| async move { self.count(call.tenant.as_str(), request).await };
+        call::unary(&metadata, "VectorService/CountVectors", serve).await
     }
 
     async fn get_collection_statistics(

@@ -79,12 +79,11 @@ fn refusal(error: &str, message: &str, frame: &Bytes) -> Status {
         .contains("UTF-8")
         .then(|| locate_invalid_utf8(message, frame))
         .flatten();
+    let outermost = || offending_field(error).unwrap_or("message").to_owned();
     let (field, problem) = match invalid_text {
         Some(path) => (path, "is not valid UTF-8"),
-        None => (
-            offending_field(error).unwrap_or("message").to_owned(),
-            "cannot be decoded",
-        ),
+        None if error.contains("recursion limit") => (outermost(), "is nested too deep"),
+        None => (outermost(), "cannot be decoded"),
     };
     let description = format!("{field} {problem}; send it as proto/medkg/v1 defines it");
     let mut details = ErrorDetails::new();
@@ -163,7 +162,8 @@ fn rust_name(message: &str) -> String {
 mod tests {
     use super::*;
     use crate::v1::{
-        GenerateEmbeddingsRequest, RerankBatchRequest, RerankDocument, RerankQuery, StreamEmbeddingsRequest,
+        CountVectorsRequest, Filter, GenerateEmbeddingsRequest, RerankBatchRequest, RerankDocument, RerankQuery,
+        StreamEmbeddingsRequest, filter::Condition,
     };
 
     fn named<U: Message + Default + std::fmt::Debug>(good: &U, marker: &[u8]) -> String {
@@ -209,6 +209,26 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(named(&request, b"xyz"), "queries[1].documents[0].text");
+    }
+
+    #[test]
+    fn what_is_nested_deeper_than_prost_decodes_is_named_and_said_so() {
+        let mut filter = Filter::default();
+        for _ in 0..1000 {
+            let condition = Some(Condition::Not(Box::new(filter)));
+            filter = Filter { condition };
+        }
+        let request = CountVectorsRequest {
+            filter: Some(filter),
+            ..Default::default()
+        };
+        let frame = Bytes::from(request.encode_to_vec());
+        let error = CountVectorsRequest::decode(frame.clone()).unwrap_err();
+        let status = refusal(&error.to_string(), "CountVectorsRequest", &frame);
+        assert_eq!(status.code(), tonic::Code::InvalidArgument);
+        assert!(status.message().starts_with("filter is nested too deep"), "{status}");
+        let violations = status.get_details_bad_request().unwrap().field_violations;
+        assert_eq!(violations[0].field, "filter");
     }
 
     #[test]

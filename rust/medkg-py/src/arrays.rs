@@ -32,7 +32,8 @@ pub(crate) fn vectors(
     Ok((array, of_rows))
 }
 
-fn matrix_of<T: Element>(py: Python<'_>, elements: Vec<T>, rows: usize) -> PyResult<Bound<'_, PyAny>> {
+/// An array with `rows` rows that owns the elements.
+pub(crate) fn matrix_of<T: Element>(py: Python<'_>, elements: Vec<T>, rows: usize) -> PyResult<Bound<'_, PyAny>> {
     let columns = elements.len() / rows.max(1);
     Ok(PyArray1::from_vec(py, elements).reshape([rows, columns])?.into_any())
 }

@@ -13,6 +13,7 @@ mod arrays;
 mod config;
 mod embedding;
 mod errors;
+mod filters;
 mod gpu;
 mod process;
 mod reranking;

@@ -2,7 +2,7 @@
 
 use medkg_client::Service;
 use medkg_client::service::vector::{
-    CollectionInfo, CollectionStatistics, Hits, Metric, Points, SearchRequest, Upserted,
+    CollectionInfo, CollectionStatistics, Fetched, Hits, Metric, Points, SearchRequest, Upserted,
 };
 use pyo3::IntoPyObjectExt as _;
 use pyo3::intern;
@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{arrays, config, results};
+use crate::{arrays, config, filters, results};
 
 /// Vector search; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -37,6 +37,9 @@ impl AsyncVector {
         Ok(PyClassInitializer::from(base).add_subclass(Self))
     }
 }
+
+/// `k`, whether to return payloads, the filter, and the least score.
+type How<'py> = (u32, bool, Option<Bound<'py, PyAny>>, Option<f32>);
 
 fn arguments<'py>(py: Python<'py>, method: &'static str) -> Arguments<'py> {
     Arguments {
@@ -171,9 +174,9 @@ impl Vector {
         call: CallTuple,
         name: String,
         queries: &Bound<'py, PyAny>,
-        k: u32,
-        with_payload: bool,
+        how: How<'py>,
     ) -> PyResult<Py<PyAny>> {
+        let (k, with_payload, filter, score_threshold) = how;
         let arguments = arguments(py, "SearchVectors");
         let options = arguments.call(call)?;
         let queries = arrays::matrix(arguments, "queries", queries, true)?;
@@ -182,10 +185,53 @@ impl Vector {
             queries,
             k,
             with_payload,
+            filter: filter.map(|filter| filters::read(arguments, &filter)).transpose()?,
+            score_threshold,
         };
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.vector().search(request, &options).await };
         run(py, &process, self.mode, None, start, hits)
+    }
+
+    /// See `VectorClient.fetch`.
+    fn fetch<'py>(
+        &self,
+        py: Python<'py>,
+        call: CallTuple,
+        name: String,
+        ids: &Bound<'py, PyAny>,
+        with_vectors: bool,
+        with_payload: bool,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "FetchVectors");
+        let options = arguments.call(call)?;
+        let ids = arguments.strings("ids", ids)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move {
+            client
+                .vector()
+                .fetch(name, ids, with_vectors, with_payload, &options)
+                .await
+        };
+        run(py, &process, self.mode, None, start, fetched)
+    }
+
+    /// See `VectorClient.count`.
+    fn count<'py>(
+        &self,
+        py: Python<'py>,
+        call: CallTuple,
+        name: String,
+        wanted: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "CountVectors");
+        let options = arguments.call(call)?;
+        let filter = wanted.map(|filter| filters::read(arguments, filter)).transpose()?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().count(name, filter, &options).await };
+        run(py, &process, self.mode, None, start, |py, count: u64| {
+            count.into_py_any(py)
+        })
     }
 
     /// See `VectorClient.statistics`.
@@ -246,6 +292,20 @@ fn hits(py: Python<'_>, answer: Hits) -> PyResult<Py<PyAny>> {
         all.append(list)?;
     }
     Ok(all.into_any().unbind())
+}
+
+fn fetched(py: Python<'_>, found: Fetched) -> PyResult<Py<PyAny>> {
+    let rows = found.ids.len();
+    let vectors = found.vectors.map(|elements| arrays::matrix_of(py, elements, rows));
+    let loads = py.import("json")?.getattr(intern!(py, "loads"))?;
+    let payloads = found.payloads.map(|payloads| {
+        let loaded = payloads
+            .into_iter()
+            .map(|payload| payload.map(|payload| loads.call1((payload,))).transpose());
+        loaded.collect::<PyResult<Vec<_>>>()
+    });
+    let fields = (found.ids, vectors.transpose()?, payloads.transpose()?, found.missing);
+    Ok(results::class(py, "FetchResult")?.call1(fields)?.unbind())
 }
 
 fn statistics(py: Python<'_>, found: CollectionStatistics) -> PyResult<Py<PyAny>> {

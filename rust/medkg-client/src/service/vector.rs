@@ -4,6 +4,8 @@
 //! split in order, one request after the other, so that a failure says how far they got; each request is written whole
 //! or not at all. Queries are split too, and run side by side.
 
+mod filter;
+mod read;
 mod values;
 
 use std::collections::HashSet;
@@ -57,7 +59,10 @@ const MAX_IDS: usize = 65_536;
 const MAX_QUERIES: usize = 1_024;
 const ELEMENT: usize = size_of::<f32>();
 
-pub use values::{CollectionInfo, CollectionStatistics, Hit, Hits, Matrix, Metric, Points, SearchRequest, Upserted};
+pub use filter::{Bounds, Filter, FilterValue, MAX_FILTER_DEPTH};
+pub use values::{
+    CollectionInfo, CollectionStatistics, Fetched, Hit, Hits, Matrix, Metric, Points, SearchRequest, Upserted,
+};
 
 /// Calls `VectorService`.
 #[derive(Debug, Clone)]
@@ -249,6 +254,8 @@ impl VectorClient {
             queries: Some(request.queries.tensor(range.clone())),
             k: request.k,
             with_payload: request.with_payload,
+            filter: request.filter.clone().map(Into::into),
+            score_threshold: request.score_threshold,
         };
         let send = |channel, request| async move {
             let mut stub = Stub::new(channel).max_decoding_message_size(medkg_proto::MAX_MESSAGE_BYTES);

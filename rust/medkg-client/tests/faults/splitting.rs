@@ -319,6 +319,8 @@ async fn search_queries_are_split_and_put_together_in_order() {
         queries,
         k: 1,
         with_payload: true,
+        filter: None,
+        score_threshold: None,
     };
     let client = client(&options(&[server.uri()]));
     let answer = client.vector().search(request, &CallOptions::default()).await.unwrap();

@@ -3063,6 +3063,183 @@ pub struct SearchVectorsRequest {
     /// If true, the answer has each point's payload; at most 24 MiB of them.
     #[prost(bool, tag = "4")]
     pub with_payload: bool,
+    /// Only points that match are compared; none means all.
+    #[prost(message, optional, tag = "5")]
+    pub filter: ::core::option::Option<Filter>,
+    /// Only points with at least this score are returned. Under METRIC_L2 scores are minus the distance: -2 returns points
+    /// at a distance of at most 2, and a value above 0 is refused.
+    #[prost(float, optional, tag = "6")]
+    pub score_threshold: ::core::option::Option<f32>,
+}
+/// Which points are meant, by their payloads. At most 32 deep and 256 conditions, over at most 16 fields.
+///
+/// A field is the keys that lead from the payload to a value: \["study", "year"\] is 2020 in {"study": {"year": 2020}}. 1 to 8
+/// keys. A field that is in no payload of the collection is INVALID_ARGUMENT ("unknown filter field"); a collection without
+/// points matches nothing. Where a payload lacks the field, or has another type there, the condition is false and `not` of
+/// it true. Where it has a list, the condition is true if it is for one of the elements; objects match `exists` only.
+/// Numbers are compared by value: 2 equals 2.0.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Filter {
+    /// Exactly one is set.
+    #[prost(oneof = "filter::Condition", tags = "1, 2, 3, 4, 5, 6, 7")]
+    pub condition: ::core::option::Option<filter::Condition>,
+}
+/// Nested message and enum types in `Filter`.
+pub mod filter {
+    /// Exactly one is set.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Condition {
+        /// The value equals one.
+        #[prost(message, tag = "1")]
+        Equals(super::FilterEquals),
+        /// The value equals one of several.
+        #[prost(message, tag = "2")]
+        In(super::FilterIn),
+        /// The value lies between bounds.
+        #[prost(message, tag = "3")]
+        Range(super::FilterRange),
+        /// The value is there.
+        #[prost(message, tag = "4")]
+        Exists(super::FilterExists),
+        /// All of them are true.
+        #[prost(message, tag = "5")]
+        And(super::FilterList),
+        /// At least one of them is true.
+        #[prost(message, tag = "6")]
+        Or(super::FilterList),
+        /// It is not true.
+        #[prost(message, tag = "7")]
+        Not(::prost::alloc::boxed::Box<super::Filter>),
+    }
+}
+/// A value in a payload.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FilterValue {
+    /// Exactly one is set.
+    #[prost(oneof = "filter_value::Value", tags = "1, 2, 3, 4")]
+    pub value: ::core::option::Option<filter_value::Value>,
+}
+/// Nested message and enum types in `FilterValue`.
+pub mod filter_value {
+    /// Exactly one is set.
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Value {
+        /// A text, at most 1,024 bytes.
+        #[prost(string, tag = "1")]
+        Text(::prost::alloc::string::String),
+        /// A whole number.
+        #[prost(int64, tag = "2")]
+        Integer(i64),
+        /// A finite number.
+        #[prost(double, tag = "3")]
+        Number(f64),
+        /// true or false.
+        #[prost(bool, tag = "4")]
+        Boolean(bool),
+    }
+}
+/// True where the field equals the value.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FilterEquals {
+    /// The keys that lead to it.
+    #[prost(string, repeated, tag = "1")]
+    pub field: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// What it must equal.
+    #[prost(message, optional, tag = "2")]
+    pub value: ::core::option::Option<FilterValue>,
+}
+/// True where the field equals one of the values.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FilterIn {
+    /// The keys that lead to it.
+    #[prost(string, repeated, tag = "1")]
+    pub field: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 1 to 4,096 values.
+    #[prost(message, repeated, tag = "2")]
+    pub values: ::prost::alloc::vec::Vec<FilterValue>,
+}
+/// True where the field lies between the bounds. Bounds are numbers, or texts, which are compared character by character:
+/// right for dates and for RFC 3339 times that are all in UTC and equally precise. Give gt or gte, lt or lte, or one of each.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FilterRange {
+    /// The keys that lead to it.
+    #[prost(string, repeated, tag = "1")]
+    pub field: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// More than this.
+    #[prost(message, optional, tag = "2")]
+    pub gt: ::core::option::Option<FilterValue>,
+    /// At least this.
+    #[prost(message, optional, tag = "3")]
+    pub gte: ::core::option::Option<FilterValue>,
+    /// Less than this.
+    #[prost(message, optional, tag = "4")]
+    pub lt: ::core::option::Option<FilterValue>,
+    /// At most this.
+    #[prost(message, optional, tag = "5")]
+    pub lte: ::core::option::Option<FilterValue>,
+}
+/// True where the field is there and is not null.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FilterExists {
+    /// The keys that lead to it.
+    #[prost(string, repeated, tag = "1")]
+    pub field: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Conditions that are joined.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FilterList {
+    /// At least one.
+    #[prost(message, repeated, tag = "1")]
+    pub filters: ::prost::alloc::vec::Vec<Filter>,
+}
+/// Ids to read.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FetchVectorsRequest {
+    /// The collection's name.
+    #[prost(string, tag = "1")]
+    pub collection: ::prost::alloc::string::String,
+    /// 1 to 65,536 ids.
+    #[prost(string, repeated, tag = "2")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// If true, the answer has the vectors. Vectors and payloads together are at most 24 MiB.
+    #[prost(bool, tag = "3")]
+    pub with_vectors: bool,
+    /// If true, the answer has the payloads.
+    #[prost(bool, tag = "4")]
+    pub with_payload: bool,
+}
+/// The points that are there, in the order asked for.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FetchVectorsResponse {
+    /// Ids that were found.
+    #[prost(string, repeated, tag = "1")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Shape \[ids, dimension\], DATA_TYPE_F32, as they were written; unset if not asked for.
+    #[prost(message, optional, tag = "2")]
+    pub vectors: ::core::option::Option<Tensor>,
+    /// One per id as JSON text, "" for none; empty if not asked for.
+    #[prost(string, repeated, tag = "3")]
+    pub payloads: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Ids that are not in the collection, in the order asked for.
+    #[prost(string, repeated, tag = "4")]
+    pub missing: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Points to count.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CountVectorsRequest {
+    /// The collection's name.
+    #[prost(string, tag = "1")]
+    pub collection: ::prost::alloc::string::String,
+    /// Only points that match are counted; none means all.
+    #[prost(message, optional, tag = "2")]
+    pub filter: ::core::option::Option<Filter>,
+}
+/// How many there are.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CountVectorsResponse {
+    /// Points.
+    #[prost(uint64, tag = "1")]
+    pub count: u64,
 }
 /// A point that was found.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3080,7 +3257,7 @@ pub struct ScoredPoint {
 /// The nearest points of one query, best first; equal scores are ordered by id.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SearchHits {
-    /// min(k, points in the collection) of them.
+    /// min(k, points that match the filter and reach the threshold) of them.
     #[prost(message, repeated, tag = "1")]
     pub points: ::prost::alloc::vec::Vec<ScoredPoint>,
 }
@@ -3382,7 +3559,57 @@ pub mod vector_service_client {
                 .insert(GrpcMethod::new("medkg.v1.VectorService", "DeleteVectors"));
             self.inner.unary(req, path, codec).await
         }
-        /// The exact k nearest points of each query.
+        /// The points of some ids.
+        pub async fn fetch_vectors(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FetchVectorsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchVectorsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.VectorService/FetchVectors",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("medkg.v1.VectorService", "FetchVectors"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// How many points there are, or how many match a filter.
+        pub async fn count_vectors(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CountVectorsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CountVectorsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.VectorService/CountVectors",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("medkg.v1.VectorService", "CountVectors"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The exact k nearest points of each query, of all or of those that match a filter.
         pub async fn search_vectors(
             &mut self,
             request: impl tonic::IntoRequest<super::SearchVectorsRequest>,
@@ -3489,7 +3716,23 @@ pub mod vector_service_server {
             tonic::Response<super::DeleteVectorsResponse>,
             tonic::Status,
         >;
-        /// The exact k nearest points of each query.
+        /// The points of some ids.
+        async fn fetch_vectors(
+            &self,
+            request: tonic::Request<super::FetchVectorsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FetchVectorsResponse>,
+            tonic::Status,
+        >;
+        /// How many points there are, or how many match a filter.
+        async fn count_vectors(
+            &self,
+            request: tonic::Request<super::CountVectorsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CountVectorsResponse>,
+            tonic::Status,
+        >;
+        /// The exact k nearest points of each query, of all or of those that match a filter.
         async fn search_vectors(
             &self,
             request: tonic::Request<super::SearchVectorsRequest>,
@@ -3800,6 +4043,96 @@ pub mod vector_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = DeleteVectorsSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/medkg.v1.VectorService/FetchVectors" => {
+                    #[allow(non_camel_case_types)]
+                    struct FetchVectorsSvc<T: VectorService>(pub Arc<T>);
+                    impl<
+                        T: VectorService,
+                    > tonic::server::UnaryService<super::FetchVectorsRequest>
+                    for FetchVectorsSvc<T> {
+                        type Response = super::FetchVectorsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FetchVectorsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as VectorService>::fetch_vectors(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FetchVectorsSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/medkg.v1.VectorService/CountVectors" => {
+                    #[allow(non_camel_case_types)]
+                    struct CountVectorsSvc<T: VectorService>(pub Arc<T>);
+                    impl<
+                        T: VectorService,
+                    > tonic::server::UnaryService<super::CountVectorsRequest>
+                    for CountVectorsSvc<T> {
+                        type Response = super::CountVectorsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CountVectorsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as VectorService>::count_vectors(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CountVectorsSvc(inner);
                         let codec = crate::codec::NamingCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

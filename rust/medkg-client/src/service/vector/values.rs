@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use medkg_proto::v1;
 
-use super::ELEMENT;
+use super::{ELEMENT, Filter};
 use crate::service::Usage;
 
 /// How near two vectors are.
@@ -98,7 +98,7 @@ pub struct Upserted {
 }
 
 /// What to look for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct SearchRequest {
     /// The collection.
     pub collection: String,
@@ -108,6 +108,24 @@ pub struct SearchRequest {
     pub k: u32,
     /// Whether to return payloads.
     pub with_payload: bool,
+    /// Which points are compared; None means all.
+    pub filter: Option<Filter>,
+    /// Points below this score are left out; None means that none is.
+    pub score_threshold: Option<f32>,
+}
+
+/// The points of some ids.
+#[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
+pub struct Fetched {
+    /// Those that are there, in the order asked for.
+    pub ids: Vec<String>,
+    /// Their vectors one after the other; None if not asked for.
+    pub vectors: Option<Vec<f32>>,
+    /// One per id as JSON, None where there is none; None if not asked for.
+    pub payloads: Option<Vec<Option<String>>>,
+    /// Those that are not there, in the order asked for.
+    pub missing: Vec<String>,
 }
 
 /// A point that was found.
