@@ -5,6 +5,7 @@
 
 #include <ATen/ATen.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -65,6 +66,17 @@ std::optional<at::Tensor> given(const at::Tensor* tensor) {
 extern "C" {
 
 int medkg_cpu_has_fast_bf16() { return medkg::has_fast_bf16() ? 1 : 0; }
+
+// Gives this thread a stream of its own on a GPU, before others in priority. There is never a result, only a problem.
+at::Tensor* medkg_take_stream(int index, char* problem, size_t capacity) {
+  return caught_if(problem, capacity, [&]() -> std::optional<at::Tensor> {
+    c10::impl::VirtualGuardImpl cuda(c10::DeviceType::CUDA);
+    const c10::Device device(c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(index));
+    cuda.setDevice(device);
+    cuda.exchangeStream(cuda.getStreamFromGlobalPool(device, /*isHighPriority=*/true));
+    return std::nullopt;
+  });
+}
 
 // weight [outputs, inputs] on a CPU; the result is for medkg_panel_linear.
 at::Tensor* medkg_pack_panels(const at::Tensor* weight, char* problem, size_t capacity) {

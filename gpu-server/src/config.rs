@@ -1,16 +1,17 @@
 //! The command line and the environment, parsed once and validated whole before anything is bound or loaded.
 
+mod device_choice;
 pub mod models;
 pub mod models_file;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 
+pub use device_choice::DeviceChoice;
 use models::{Bytes, ModelSource, ModelSpec, Purpose};
 use models_file::{Listed, ModelsFile};
 
@@ -35,40 +36,6 @@ impl Role {
             Self::Embedding => "embedding",
             Self::Reranking => "reranking",
             Self::Vector => "vector",
-        }
-    }
-}
-
-/// What the operator wants to compute on. There is no fallback from one to the other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceChoice {
-    /// The processor, only because it was named.
-    Cpu,
-    /// The GPU with this index.
-    Cuda(usize),
-}
-
-impl FromStr for DeviceChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.split_once(':') {
-            None if text == "cpu" => Ok(Self::Cpu),
-            None if text == "cuda" => Ok(Self::Cuda(0)),
-            Some(("cuda", index)) => index
-                .parse()
-                .map(Self::Cuda)
-                .map_err(|_| format!("{index:?} is not the index of a GPU")),
-            _ => Err("expected cpu, cuda or cuda:N".to_owned()),
-        }
-    }
-}
-
-impl std::fmt::Display for DeviceChoice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Cpu => f.write_str("cpu"),
-            Self::Cuda(index) => write!(f, "cuda:{index}"),
         }
     }
 }
@@ -107,7 +74,8 @@ pub enum LogStyle {
 /// medkg's inference server: embeddings, reranking and vector search over gRPC, computed by libtorch.
 ///
 /// It computes on CUDA unless `--device cpu` is typed, and refuses to serve without the device it was told to use.
-/// Exit codes: 0 stopped as asked; 64 the configuration is wrong; 69 the address cannot be bound; 70 a fault of the server.
+/// Exit codes: 0 stopped as asked; 64 the configuration is wrong; 69 the address cannot be bound, or there is no GPU and
+/// --require-gpu-at-start is given; 70 a fault of the server; 75 the GPU was lost: start it again.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "gpu-server", version)]
 pub struct Arguments {
@@ -126,6 +94,12 @@ pub struct Arguments {
     /// cpu, cuda or cuda:N.
     #[arg(long, env = "MEDKG_DEVICE", default_value = "cuda")]
     device: DeviceChoice,
+    /// Exit with 69 instead of refusing every call if the GPU cannot be used at the start.
+    #[arg(long, env = "MEDKG_REQUIRE_GPU_AT_START", value_parser = clap::builder::BoolishValueParser::new())]
+    require_gpu_at_start: bool,
+    /// Seconds in which calls and health checks are told that the GPU is lost, before the process exits with 75.
+    #[arg(long, env = "MEDKG_GPU_LOST_GRACE", default_value = "10")]
+    gpu_lost_grace: f64,
     /// An embedding model as NAME=DIRECTORY; may be repeated; the first one is the default.
     #[arg(long, env = "MEDKG_EMBEDDING_MODELS", value_delimiter = ',')]
     embedding_model: Vec<ModelSource>,
@@ -205,6 +179,10 @@ pub struct ServerConfig {
     pub roles: BTreeSet<Role>,
     /// What to compute on.
     pub device: DeviceChoice,
+    /// Whether to exit if that cannot be used at the start.
+    pub require_gpu: bool,
+    /// How long the loss of the GPU is told before the process exits.
+    pub lost_grace: Duration,
     /// The models that flags name, in their order.
     pub models: Vec<ModelSpec>,
     /// The models file and what it says.
@@ -256,8 +234,20 @@ impl ServerConfig {
             let tell = |error| problems.push(format!("--model-root {}: {error}", root.display()));
             folder.map_err(tell).ok()
         });
-        if !(arguments.drain_deadline.is_finite() && (0.0..=3600.0).contains(&arguments.drain_deadline)) {
-            problems.push("--drain-deadline: expected 0 to 3600 seconds".to_owned());
+        for (flag, seconds) in [
+            ("--drain-deadline", arguments.drain_deadline),
+            ("--gpu-lost-grace", arguments.gpu_lost_grace),
+        ] {
+            if !(0.0..=3600.0).contains(&seconds) {
+                problems.push(format!("{flag}: expected 0 to 3600 seconds"));
+            }
+        }
+        if arguments.require_gpu_at_start && arguments.device == DeviceChoice::Cpu {
+            problems.push(
+                "--require-gpu-at-start: --device cpu uses no GPU; leave one of the two out (MEDKG_REQUIRE_GPU_AT_START \
+                 sets it too)"
+                    .to_owned(),
+            );
         }
         if arguments.queue_tokens == 0 {
             problems.push("--queue-tokens: expected at least 1".to_owned());
@@ -296,6 +286,8 @@ impl ServerConfig {
             data_dir: arguments.data_dir.filter(|_| wants(Role::Vector)),
             roles,
             device: arguments.device,
+            require_gpu: arguments.require_gpu_at_start,
+            lost_grace: Duration::from_secs_f64(arguments.gpu_lost_grace),
             compute_type: arguments.dtype,
             threads: if arguments.threads == 0 {
                 cores
@@ -420,6 +412,18 @@ mod tests {
             DeviceChoice::Cpu
         );
         assert!(parse("gpu-server --services gpu --device mps").is_err());
+    }
+
+    #[test]
+    fn a_gpu_cannot_be_required_of_the_cpu() {
+        let line = "gpu-server --services gpu --require-gpu-at-start";
+        assert!(parse(line).unwrap().require_gpu);
+        let problems = parse(&format!("{line} --device cpu")).unwrap_err();
+        assert!(problems[0].starts_with("--require-gpu-at-start"), "{problems:?}");
+        for nonsense in ["-1", "NaN", "inf", "3601"] {
+            let problems = parse(&format!("gpu-server --services gpu --gpu-lost-grace={nonsense}")).unwrap_err();
+            assert!(problems[0].starts_with("--gpu-lost-grace"), "{problems:?}");
+        }
     }
 
     #[test]

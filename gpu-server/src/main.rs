@@ -24,10 +24,11 @@ use medkg_telemetry::logging::{LogConfig, LogFormat, init};
 use config::{Arguments, LogStyle, ServerConfig};
 use server::ServeError;
 
-/// BSD's sysexits: the command line was wrong, something needed is unavailable, the program failed.
+/// BSD's sysexits: the command line was wrong, something needed is unavailable, the program failed, it may work again.
 const USAGE: u8 = 64;
 const UNAVAILABLE: u8 = 69;
 const SOFTWARE: u8 = 70;
+const AGAIN: u8 = 75;
 
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
@@ -68,7 +69,8 @@ fn main() -> ExitCode {
         Err(error) => {
             tracing::error!(%error, "not serving");
             match error {
-                ServeError::Bind { .. } => UNAVAILABLE,
+                ServeError::Bind { .. } | ServeError::NoGpu(_) => UNAVAILABLE,
+                ServeError::Lost { .. } => AGAIN,
                 ServeError::Tls(_) => USAGE,
                 ServeError::Engine(_) | ServeError::Transport(_) | ServeError::Signals(_) => SOFTWARE,
             }
@@ -77,7 +79,7 @@ fn main() -> ExitCode {
     if let Err(error) = guard.shutdown(Duration::from_secs(2)) {
         let _ = writeln!(std::io::stderr(), "gpu-server: {error}");
     }
-    code.into()
+    device::exit::at_once(code)
 }
 
 fn complain(code: u8, problems: &[String]) -> ExitCode {

@@ -11,8 +11,9 @@ use tokio_stream::StreamExt as _;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::config::{ServerConfig, TlsFiles};
-use crate::device;
+use crate::config::{DeviceChoice, ServerConfig, TlsFiles};
+use crate::device::fault::FaultLatch;
+use crate::device::{self, ActiveDevice};
 use crate::engine::{Engine, follow};
 use crate::error::Error;
 use crate::index::Collections;
@@ -29,6 +30,8 @@ const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 const CLOSE: Duration = Duration::from_secs(2);
 /// How long the forward pass that runs at the end may take.
 const WORKER_STOP: Duration = Duration::from_secs(20);
+/// How long a driver may take to say whether there is a GPU; a host with many of them needs a minute.
+const PROBE: Duration = Duration::from_secs(180);
 
 /// Why the server could not serve.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +50,12 @@ pub enum ServeError {
     /// The identity cannot be used.
     #[error("{0}")]
     Tls(#[from] medkg_tls::TlsError),
+    /// The GPU is required, and cannot be used.
+    #[error("{0}; it is required at the start (--require-gpu-at-start)")]
+    NoGpu(Error),
+    /// The GPU is gone; only a new process can use it again.
+    #[error("{0}")]
+    Lost(Error),
     /// The engine could not be started.
     #[error("{0}")]
     Engine(#[from] Error),
@@ -63,105 +72,171 @@ pub enum ServeError {
 /// # Errors
 /// [`ServeError`], before or while serving.
 pub async fn serve(config: ServerConfig) -> Result<(), ServeError> {
-    let mut signals = shutdown::Signals::install().map_err(ServeError::Signals)?;
+    let signals = shutdown::Signals::install().map_err(ServeError::Signals)?;
     let tls = identity(&config)?;
+    let device = if config.require_gpu {
+        // Nothing is bound without it: an orchestrator sees no port that opens and closes.
+        Some(Ok(probed(config.device).await.map_err(ServeError::NoGpu)?))
+    } else {
+        None
+    };
     // Bound first: a port in use must be told before models are loaded for a minute.
-    let (listener, address) = bind("--listen", config.listen).await?;
-    let admin = match config.admin_listen {
+    let everyone = bind("--listen", config.listen).await?;
+    let operators = match config.admin_listen {
         Some(address) => Some(bind("--admin-listen", address).await?),
         None => None,
     };
 
-    let choice = config.device;
-    let device = tokio::task::spawn_blocking(move || device::probe(choice))
-        .await
-        .map_err(Error::internal)?;
-    match &device {
-        Ok(active) => tracing::info!(device = %active.id, "{}", active.detail),
-        Err(error) => {
-            tracing::error!(%error, "not serving: every call is refused until the server is restarted where a GPU is");
-        }
-    }
-    let engine = Engine::start(&config, device)?;
-    let (stop, stopping) = watch::channel(false);
-    let collections = Arc::new(OnceCell::new());
-    let (collections_are_ready, collections_ready) = watch::channel(false);
-    let (reporter, health) = tonic_health::server::health_reporter();
-    let truth = Truth {
-        engine: Arc::clone(&engine),
-        collections: Arc::clone(&collections),
-        roles: config.roles.iter().copied().collect(),
-        stopping: stopping.clone(),
+    let device = match device {
+        Some(device) => device,
+        None => probed(config.device).await,
     };
-    // Before the first connection: "" starts as SERVING in tonic-health.
-    truth.publish(&reporter).await;
-    tokio::spawn(truth.clone().follow(reporter.clone(), collections_ready));
-    if let Some(root) = config.data_dir.clone() {
-        tokio::spawn(open_collections(
-            root,
-            Arc::clone(&engine),
-            Arc::clone(&collections),
-            collections_are_ready,
-        ));
-    }
-
-    if let Some((file, listed)) = config.models_file.clone() {
-        tokio::spawn(follow::follow(Arc::clone(&engine.models), file, listed));
-    }
-
-    let door = Door {
+    let bound = Bound {
+        signals,
         tls,
-        calls: Calls::default(),
-        open: Calls::default(),
-        stopping: stopping.clone(),
+        everyone,
+        operators,
     };
-    let (calls, open) = (door.calls.clone(), door.open.clone());
-    let secured = door.tls.is_some();
-    let operators = admin.map(|(listener, address)| {
-        tracing::info!(%address, tls = secured, "operators are served on {address}");
-        door.serve(listener, admin_routes(&config, &engine, health.clone()))
-    });
-    let everyone = door.serve(listener, routes(&config, &engine, &collections, &stopping, health));
-    tracing::info!(%address, tls = secured, "listening on {address}");
-    let serving = async {
-        let operators = async {
-            match operators {
-                Some(serving) => serving.await,
-                None => Ok(()),
+    Box::pin(bound.serve(config, device)).await
+}
+
+/// A socket that listens, and where.
+type Listening = (TcpListener, SocketAddr);
+
+/// What a process has before it knows its device.
+struct Bound {
+    signals: shutdown::Signals,
+    tls: Option<medkg_tls::ServerTlsConfig>,
+    everyone: Listening,
+    operators: Option<Listening>,
+}
+
+impl Bound {
+    /// Serves with this device, or says why there is none.
+    async fn serve(self, config: ServerConfig, device: Result<ActiveDevice, Error>) -> Result<(), ServeError> {
+        let Self {
+            mut signals,
+            tls,
+            everyone: (listener, address),
+            operators: admin,
+        } = self;
+        match &device {
+            Ok(active) => tracing::info!(device = %active.id, "{}", active.detail),
+            Err(error) => {
+                tracing::error!(%error, "not serving: every call is refused until the server is restarted where a GPU is");
             }
-        };
-        tokio::try_join!(everyone, operators).map(drop)
-    };
-    tokio::pin!(serving);
-    tokio::select! {
-        ended = &mut serving => return Ok(ended?),
-        signal = signals.next() => tracing::info!(signal, "stopping: health says so, running calls are finished"),
-    }
-    let _ = stop.send(true);
-    truth.publish(&reporter).await;
-    let last_answer = async {
-        // A health Watch never ends by itself. Once no call is left the watches are ended, so that the connections can
-        // flush what they hold and close, which ends `serving`.
-        calls.none_left().await;
-        truth.end_watches(&reporter).await;
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        _ = &mut serving => {}
-        () = last_answer => {}
-        () = tokio::time::sleep(config.drain_deadline) => {
-            tracing::warn!(left = calls.count(), "the drain deadline passed; calls that still run are cut off");
         }
-        signal = signals.next() => tracing::warn!(signal, "second signal: stopping now"),
+        let engine = Engine::start(&config, device)?;
+        let (stop, stopping) = watch::channel(false);
+        let collections = Arc::new(OnceCell::new());
+        let (collections_are_ready, collections_ready) = watch::channel(false);
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let truth = Truth {
+            engine: Arc::clone(&engine),
+            collections: Arc::clone(&collections),
+            roles: config.roles.iter().copied().collect(),
+            stopping: stopping.clone(),
+        };
+        // Before the first connection: "" starts as SERVING in tonic-health.
+        truth.publish(&reporter).await;
+        tokio::spawn(truth.clone().follow(reporter.clone(), collections_ready));
+        if let Some(root) = config.data_dir.clone() {
+            tokio::spawn(open_collections(
+                root,
+                Arc::clone(&engine),
+                Arc::clone(&collections),
+                collections_are_ready,
+            ));
+        }
+
+        if let Some((file, listed)) = config.models_file.clone() {
+            tokio::spawn(follow::follow(Arc::clone(&engine.models), file, listed));
+        }
+
+        let door = Door {
+            tls,
+            calls: Calls::default(),
+            open: Calls::default(),
+            stopping: stopping.clone(),
+        };
+        let (calls, open) = (door.calls.clone(), door.open.clone());
+        let secured = door.tls.is_some();
+        let operators = admin.map(|(listener, address)| {
+            tracing::info!(%address, tls = secured, "operators are served on {address}");
+            door.serve(listener, admin_routes(&config, &engine, health.clone()))
+        });
+        let everyone = door.serve(listener, routes(&config, &engine, &collections, &stopping, health));
+        tracing::info!(%address, tls = secured, "listening on {address}");
+        let serving = async {
+            let operators = async {
+                match operators {
+                    Some(serving) => serving.await,
+                    None => Ok(()),
+                }
+            };
+            tokio::try_join!(everyone, operators).map(drop)
+        };
+        tokio::pin!(serving);
+        let lost = tokio::select! {
+            ended = &mut serving => return Ok(ended?),
+            signal = signals.next() => {
+                tracing::info!(signal, "stopping: health says so, running calls are finished");
+                None
+            }
+            fault = lost(&engine.latch, config.lost_grace) => Some(fault),
+        };
+        let _ = stop.send(true);
+        truth.publish(&reporter).await;
+        let last_answer = async {
+            // A health Watch never ends by itself. Once no call is left the watches are ended, so that the connections can
+            // flush what they hold and close, which ends `serving`.
+            calls.none_left().await;
+            truth.end_watches(&reporter).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            _ = &mut serving => {}
+            () = last_answer => {}
+            // What waited for the device has its answer already.
+            () = tokio::time::sleep(if lost.is_some() { CLOSE } else { config.drain_deadline }) => {
+                tracing::warn!(left = calls.count(), "the drain deadline passed; calls that still run are cut off");
+            }
+            signal = signals.next() => tracing::warn!(signal, "second signal: stopping now"),
+        }
+        // What was handed to the sockets must also arrive.
+        let _ = tokio::time::timeout(CLOSE, open.none_left()).await;
+        // A lane may hang with its device: nobody waits long for it.
+        let bound = if lost.is_some() { CLOSE } else { WORKER_STOP };
+        let ending = tokio::task::spawn_blocking(move || engine.stop(bound));
+        if !ending.await.unwrap_or(false) {
+            tracing::warn!("a lane did not stop in time");
+        }
+        tracing::info!("stopped");
+        lost.map_or(Ok(()), |fault| Err(ServeError::Lost(fault)))
     }
-    // What was handed to the sockets must also arrive.
-    let _ = tokio::time::timeout(CLOSE, open.none_left()).await;
-    let ending = tokio::task::spawn_blocking(move || engine.stop(WORKER_STOP));
-    if !ending.await.unwrap_or(false) {
-        tracing::warn!("a lane did not stop in time");
+}
+
+/// What the probe says; that it says nothing is an answer too.
+async fn probed(choice: DeviceChoice) -> Result<ActiveDevice, Error> {
+    let probing = tokio::task::spawn_blocking(move || device::probe(choice));
+    match tokio::time::timeout(PROBE, probing).await {
+        Ok(probed) => probed.map_err(Error::internal)?,
+        Err(_) => Err(Error::GpuUnavailable {
+            detail: format!("the NVIDIA driver has not answered for {PROBE:?}"),
+        }),
     }
-    tracing::info!("stopped");
-    Ok(())
+}
+
+/// Waits for the loss of a GPU that was there, and until it has been told for `grace`.
+async fn lost(latch: &FaultLatch, grace: Duration) -> Error {
+    let fault = latch.wait().await;
+    if matches!(fault, Error::GpuUnavailable { .. }) {
+        // There was none: this process is there to say so.
+        std::future::pending::<()>().await;
+    }
+    tracing::error!(%fault, ?grace, "every call is refused, and the process exits soon: start it again");
+    tokio::time::sleep(grace).await;
+    fault
 }
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServeError> {
@@ -238,3 +313,7 @@ fn identity(config: &ServerConfig) -> Result<Option<medkg_tls::ServerTlsConfig>,
     };
     config.tls.as_ref().map(read).transpose()
 }
+
+#[cfg(test)]
+#[path = "service/lost_tests.rs"]
+mod tests;

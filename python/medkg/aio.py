@@ -15,6 +15,7 @@ from medkg.streaming import async_answers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+    from datetime import datetime
     from types import TracebackType
     from typing import Literal, TypeAlias
 
@@ -326,6 +327,10 @@ class AsyncGpuClient(AsyncClient[native.AsyncGpu]):
     ) -> Lease:
         """As :meth:`medkg.GpuClient.allocate`."""
         return await self._native.allocate(resolve(**call), memory_bytes, device, ttl, owner)
+
+    async def renew(self, lease_id: str, ttl: float | None = None, **call: Unpack[CallOptions]) -> datetime:
+        """As :meth:`medkg.GpuClient.renew`."""
+        return await self._native.renew(resolve(**call), lease_id, ttl)
 
     async def release(self, lease_id: str, **call: Unpack[CallOptions]) -> int:
         """As :meth:`medkg.GpuClient.release`."""

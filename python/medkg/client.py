@@ -22,7 +22,7 @@ from medkg.streaming import answers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-    from types import TracebackType
+    from datetime import datetime
     from typing import Literal
 
     import numpy as np
@@ -389,7 +389,7 @@ class GpuClient(Client[_core.Gpu]):
         return self._native.status(resolve(**call))
 
     def devices(self, **call: Unpack[CallOptions]) -> list[DeviceInfo]:
-        """The devices that the server can compute on."""
+        """The devices of the server's machine."""
         return self._native.devices(resolve(**call))
 
     def allocate(
@@ -414,6 +414,10 @@ class GpuClient(Client[_core.Gpu]):
             GpuNotAvailableError: There is no GPU.
         """
         return self._native.allocate(resolve(**call), memory_bytes, device, ttl, owner)
+
+    def renew(self, lease_id: str, ttl: float | None = None, **call: Unpack[CallOptions]) -> datetime:
+        """Let a lease hold for ``ttl`` seconds from now on (None: 300); returns when it ends then, aware, in UTC."""
+        return self._native.renew(resolve(**call), lease_id, ttl)
 
     def release(self, lease_id: str, **call: Unpack[CallOptions]) -> int:
         """Give a lease back; returns the bytes that are free again."""
@@ -442,9 +446,7 @@ class Services:
         """Close at the end of the block."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         """Close."""
         self.close()
 

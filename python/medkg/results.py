@@ -410,15 +410,22 @@ class GpuStatus:
 
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
-    """A device that a server can compute on.
+    """A device of a server's machine.
 
     Attributes:
-        id: ``"cpu"`` or ``"cuda:N"``.
+        id: ``"cpu"``, ``"cuda:N"``, or the UUID of a GPU that CUDA does not show to the server.
         kind: ``"cpu"``, ``"cuda"`` or ``"unknown"``.
         name: The maker's name.
         total_memory_bytes: Bytes it has.
         leased_memory_bytes: Bytes that leases hold.
         active: True if the server computes on it.
+        used_memory_bytes: Bytes that all processes use; None where it is not known.
+        uuid: As ``nvidia-smi -L`` lists it; empty for a CPU.
+        pci_bus_id: Its place on the bus; empty for a CPU.
+        temperature_celsius: Of the chip; None where it is not known.
+        compute_capability: Such as ``"9.0"``; empty where it is not known.
+        mig_enabled: True for a GPU that is cut into MIG devices, which are listed too.
+        parent_uuid: For a MIG device, the UUID of its GPU; else empty.
     """
 
     id: str
@@ -427,6 +434,13 @@ class DeviceInfo:
     total_memory_bytes: int
     leased_memory_bytes: int
     active: bool
+    used_memory_bytes: int | None
+    uuid: str
+    pci_bus_id: str
+    temperature_celsius: int | None
+    compute_capability: str
+    mig_enabled: bool
+    parent_uuid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,7 +448,7 @@ class Lease:
     """Device memory set aside.
 
     Attributes:
-        lease_id: For ``release``.
+        lease_id: For ``renew`` and ``release``.
         device: ``"cuda:N"``.
         memory_bytes: Bytes set aside.
         expires_at: When it ends by itself; aware, UTC.

@@ -53,7 +53,7 @@ BROKEN: list[tuple[Rule, dict[str, str], str]] = [
         house_rules.unsafe_is_named,
         {
             **workspace(),
-            "gpu-server/src/device/cuda.rs": "unsafe { x() }\n",
+            "gpu-server/src/device/driver.rs": "unsafe { x() }\n",
             "gpu-server/src/index/view.rs": "// unsafe\nfn f() { unsafe { x() } }\n",
         },
         "gpu-server/src/index/view.rs:2 says unsafe",
@@ -81,7 +81,7 @@ def test_a_tree_that_breaks_the_rule_is_caught(
 def test_what_is_allowed_passes(make_tree: Callable[[dict[str, str]], Path]) -> None:
     """Judge a tree that uses every permission."""
     tree = workspace(medkg_tls="")
-    tree["gpu-server/src/device/cuda.rs"] = "//! CUDA.\n#![allow(unsafe_code)]\nfn f() { unsafe { x() } }\n"
+    tree["gpu-server/src/device/driver.rs"] = "//! CUDA.\n#![allow(unsafe_code)]\nfn f() { unsafe { x() } }\n"
     tree["rust/medkg-tls/src/gen/long.rs"] = "x\n" * 900
     tree["python/medkg/__init__.py"] = ""
     root = make_tree(tree)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,24 @@ def test_wrong_arguments_are_named(client: medkg.GpuClient) -> None:
         client.allocate(1, ttl=-1.0)
     with pytest.raises(medkg.MedkgError):
         client.release("no-such-lease")
+
+
+def test_what_is_no_lease_is_neither_renewed_nor_released(server: LocalServer, client: medkg.GpuClient) -> None:
+    async def renew() -> None:
+        await medkg.AsyncGpuClient(address=server.address, tenant="gpu").renew("no-such-lease", ttl=60)
+
+    calls = (
+        lambda: client.renew("no-such-lease"),
+        lambda: client.release("no-such-lease"),
+        lambda: asyncio.run(renew()),
+    )
+    for call in calls:
+        with pytest.raises(medkg.NotFoundError, match="unknown, expired or released") as caught:
+            call()
+        assert caught.value.reason == "LEASE_NOT_FOUND"
+    for ttl in (-1.0, 0.5, 1e9):
+        with pytest.raises(medkg.ValidationError, match="ttl"):
+            client.renew("no-such-lease", ttl=ttl)
 
 
 def test_a_role_that_the_server_does_not_have_is_told_apart(start_server) -> None:

@@ -2,18 +2,15 @@
 //!
 //! The linker leaves `libtorch_cuda` out of this binary (`--as-needed`: no symbol of it is used by name), so that CUDA would
 //! read as absent on a machine that has it. It is loaded here on purpose, and only when the operator wants a GPU: on a
-//! CPU-only server it would cost a second and gigabytes of mappings. Loading a library runs its initialisers, which the
-//! language calls unsafe; besides model/kernels.rs this is the only module of gpu-server that may.
+//! CPU-only server it would cost a second and gigabytes of mappings.
 
-#![allow(unsafe_code)]
-
-use nvml_wrapper::Nvml;
 use tch::{Cuda, Device, Kind, Tensor};
 
-use super::{ActiveDevice, DeviceInfo};
+use super::driver::{DRIVER, load};
+use super::watch::Watched;
+use super::{ActiveDevice, driver, nvml};
 use crate::error::Error;
 
-const DRIVER: &str = "libcuda.so.1";
 /// Tensor cores take bf16 from compute capability 8.0 on.
 const AMPERE: i32 = 8;
 const TORCH_CUDA: &str = "libtorch_cuda.so";
@@ -44,15 +41,28 @@ pub fn probe(index: usize) -> Result<ActiveDevice, Error> {
             "cuda:{index} computes wrongly: 4096 ones add up to {sum}"
         )));
     }
-    let name = list()
-        .into_iter()
-        .find(|info| info.id == format!("cuda:{index}"))
-        .map_or_else(String::new, |info| info.name);
+    let id = format!("cuda:{index}");
+    let told = nvml::open(None).ok().and_then(|nvml| {
+        let device = nvml::of_ordinal(&nvml, index)?;
+        let name = device.name().unwrap_or_else(|_| "unknown".to_owned());
+        let major = device.cuda_compute_capability().map_or(0, |version| version.major);
+        Some((name, major, device.uuid().ok()))
+    });
+    if told.is_none() {
+        let why = driver::uuids().err().unwrap_or("NVML does not know it");
+        tracing::warn!(device = %id, why, "NVML does not watch the GPU; the canary alone does");
+    }
+    let (name, major, uuid) = told.unwrap_or_else(|| ("unknown".to_owned(), 0, None));
     Ok(ActiveDevice {
         device,
-        id: format!("cuda:{index}"),
-        detail: format!("computing on cuda:{index} ({name})"),
-        fast_bf16: capability(index).is_some_and(|major| major >= AMPERE),
+        detail: format!("computing on {id} ({name})"),
+        fast_bf16: major >= AMPERE,
+        watched: uuid.map(|uuid| Watched {
+            library: None,
+            uuid,
+            id: id.clone(),
+        }),
+        id,
     })
 }
 
@@ -63,48 +73,10 @@ fn compute(device: Device) -> Result<f64, tch::TchError> {
         .f_double_value(&[])
 }
 
-fn load(library: &str) -> Result<(), libloading::Error> {
-    // SAFETY: both libraries are meant to be loaded this way (libtorch does so itself in Python); their initialisers
-    // touch no state of ours. The handle is leaked on purpose: neither may be unloaded while the process lives.
-    let handle = unsafe {
-        libloading::os::unix::Library::open(
-            Some(library),
-            libloading::os::unix::RTLD_NOW | libloading::os::unix::RTLD_GLOBAL,
-        )
-    }?;
-    std::mem::forget(handle);
-    Ok(())
-}
-
-/// The GPUs that NVML knows; none where there is no driver.
-pub fn list() -> Vec<DeviceInfo> {
-    let Ok(nvml) = Nvml::init() else { return Vec::new() };
-    let count = nvml.device_count().unwrap_or(0);
-    (0..count)
-        .filter_map(|index| {
-            let device = nvml.device_by_index(index).ok()?;
-            Some(DeviceInfo {
-                id: format!("cuda:{index}"),
-                is_gpu: true,
-                name: device.name().unwrap_or_else(|_| "unknown".to_owned()),
-                total_memory: device.memory_info().map_or(0, |memory| memory.total),
-            })
-        })
-        .collect()
-}
-
-/// The major number of GPU `index`'s compute capability; none where NVML does not know it.
-fn capability(index: usize) -> Option<i32> {
-    let nvml = Nvml::init().ok()?;
-    let device = nvml.device_by_index(u32::try_from(index).ok()?).ok()?;
-    Some(device.cuda_compute_capability().ok()?.major)
-}
-
 /// Bytes of GPU `index` that nobody has taken; none where NVML does not know it.
 pub fn free_memory(index: usize) -> Option<u64> {
-    let nvml = Nvml::init().ok()?;
-    let device = nvml.device_by_index(u32::try_from(index).ok()?).ok()?;
-    Some(device.memory_info().ok()?.free)
+    let nvml = nvml::open(None).ok()?;
+    Some(nvml::of_ordinal(&nvml, index)?.memory_info().ok()?.free)
 }
 
 #[cfg(test)]

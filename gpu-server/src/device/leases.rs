@@ -48,7 +48,7 @@ impl Leases {
         now: Instant,
     ) -> Result<Lease, Error> {
         self.expire(now);
-        let gpus: Vec<&DeviceInfo> = devices.iter().filter(|device| device.is_gpu).collect();
+        let gpus: Vec<&DeviceInfo> = devices.iter().filter(|device| device.is_usable_gpu()).collect();
         if gpus.is_empty() {
             return Err(Error::GpuUnavailable {
                 detail: "this server has no GPU to lease memory on".to_owned(),
@@ -86,6 +86,23 @@ impl Leases {
         };
         self.0.insert(id, lease.clone());
         Ok(lease)
+    }
+
+    /// Lets a lease hold for `ttl` from `now` on.
+    ///
+    /// # Errors
+    /// As [`Self::release`]: what has expired cannot be brought back, since its memory may be another's by now.
+    pub fn renew(&mut self, tenant: &str, id: &str, ttl: Duration, now: Instant) -> Result<(), Error> {
+        self.expire(now);
+        match self.0.get_mut(id) {
+            Some(lease) if lease.tenant == tenant => {
+                lease.expires = now + ttl;
+                Ok(())
+            }
+            _ => Err(Error::LeaseNotFound {
+                lease_id: id.to_owned(),
+            }),
+        }
     }
 
     /// Gives a lease back; its bytes.
@@ -132,6 +149,7 @@ mod tests {
                 is_gpu: true,
                 name: "H100".into(),
                 total_memory,
+                ..DeviceInfo::default()
             })
             .into()
     }
@@ -174,6 +192,56 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_is_renewed_by_its_tenant_while_it_holds() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        let lease = allocate(&mut leases, 60, "cuda:0", now).unwrap();
+        let (soon, ttl) = (now + Duration::from_secs(9), Duration::from_secs(10));
+        assert!(matches!(
+            leases.renew("b", &lease.id, ttl, soon),
+            Err(Error::LeaseNotFound { .. })
+        ));
+        leases.renew("a", &lease.id, ttl, soon).unwrap();
+        assert_eq!(leases.leased_now("cuda:0", now + Duration::from_secs(18)), 60);
+        let late = now + Duration::from_secs(19);
+        assert!(matches!(
+            leases.renew("a", &lease.id, ttl, late),
+            Err(Error::LeaseNotFound { .. })
+        ));
+        assert_eq!(leases.leased_now("cuda:0", late), 0, "an expired lease stays expired");
+    }
+
+    #[test]
+    fn any_size_is_counted_without_overflow() {
+        let (mut leases, now) = (Leases::default(), Instant::now());
+        allocate(&mut leases, 60, "cuda:0", now).unwrap();
+        let error = allocate(&mut leases, u64::MAX, "", now).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::GpuMemoryExhausted {
+                    wanted_bytes: u64::MAX,
+                    free_bytes: 80
+                }
+            ),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_gpu_that_cuda_does_not_show_is_nothing_to_lease() {
+        let hidden = [DeviceInfo {
+            id: "GPU-1".into(),
+            is_gpu: true,
+            total_memory: 100,
+            ..DeviceInfo::default()
+        }];
+        let error = Leases::default()
+            .allocate(&hidden, "a", 1, "GPU-1", Duration::from_secs(1), Instant::now())
+            .unwrap_err();
+        assert!(matches!(error, Error::GpuUnavailable { .. }));
+    }
+
+    #[test]
     fn released_once_and_never_again() {
         let (mut leases, now) = (Leases::default(), Instant::now());
         let lease = allocate(&mut leases, 60, "", now).unwrap();
@@ -185,9 +253,8 @@ mod tests {
     fn a_cpu_is_nothing_to_lease() {
         let cpu = [DeviceInfo {
             id: "cpu".into(),
-            is_gpu: false,
-            name: String::new(),
             total_memory: 100,
+            ..DeviceInfo::default()
         }];
         let error = Leases::default()
             .allocate(&cpu, "a", 1, "", Duration::from_secs(1), Instant::now())

@@ -1,22 +1,31 @@
 //! The device: whether there is one, what it is called, and who has set memory aside on it.
 //!
 //! `probe` decides once, at start, and never falls back: a server told to use CUDA either computes on CUDA or refuses
-//! every call with the reason. `fault` is the latch that a lost GPU closes while the server runs.
+//! every call with the reason. `fault` is the latch that a lost GPU closes while the server runs; `watch` and `canary` see
+//! that it is lost when no call does.
 
+pub mod canary;
 pub mod cuda;
+mod driver;
+pub mod exit;
 pub mod fault;
 pub mod host;
 pub mod leases;
 mod message;
+pub mod nvml;
+#[cfg(test)]
+pub mod stand_in;
+pub mod watch;
 
 use crate::config::DeviceChoice;
 use crate::error::Error;
 use crate::model::kernels;
+use watch::Watched;
 
 /// A device of this machine.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct DeviceInfo {
-    /// "cpu" or "cuda:N".
+    /// "cpu", "cuda:N", or the UUID of a GPU that CUDA does not show to this process.
     pub id: String,
     /// True for a GPU.
     pub is_gpu: bool,
@@ -24,6 +33,27 @@ pub struct DeviceInfo {
     pub name: String,
     /// Bytes of memory.
     pub total_memory: u64,
+    /// Bytes that all processes use, where it is known.
+    pub used_memory: Option<u64>,
+    /// A GPU's, as NVML writes it.
+    pub uuid: String,
+    /// A GPU's place on the bus.
+    pub pci_bus_id: String,
+    /// °C of the chip, where it is known.
+    pub temperature: Option<u32>,
+    /// Such as "9.0"; empty where it is not known.
+    pub capability: String,
+    /// True for a GPU that is cut into MIG devices.
+    pub mig_enabled: bool,
+    /// For a MIG device, its GPU.
+    pub parent_uuid: String,
+}
+
+impl DeviceInfo {
+    /// True for a GPU on which this process can take memory.
+    pub fn is_usable_gpu(&self) -> bool {
+        self.is_gpu && self.id.starts_with("cuda:")
+    }
 }
 
 /// The device that this process computes on.
@@ -37,6 +67,8 @@ pub struct ActiveDevice {
     pub detail: String,
     /// Whether it multiplies bf16 faster than f32.
     pub fast_bf16: bool,
+    /// How NVML knows it; none for a CPU, and for a GPU that NVML does not know.
+    pub watched: Option<Watched>,
 }
 
 /// Finds out whether the chosen device computes.
@@ -50,12 +82,14 @@ pub fn probe(choice: DeviceChoice) -> Result<ActiveDevice, Error> {
             id: "cpu".to_owned(),
             detail: format!("computing on the CPU ({}), as --device cpu asks", host::cpu_name()),
             fast_bf16: kernels::cpu_has_fast_bf16(),
+            watched: None,
         }),
         DeviceChoice::Cuda(index) => cuda::probe(index),
     }
 }
 
-/// The devices that the server can compute on under `choice`: GPUs, or the CPU where the operator named it.
+/// The devices of the machine under `choice`: GPUs, or the CPU where the operator named it. It may take long: ask beside the
+/// async threads.
 pub fn list(choice: DeviceChoice) -> Vec<DeviceInfo> {
     match choice {
         DeviceChoice::Cpu => vec![DeviceInfo {
@@ -63,7 +97,8 @@ pub fn list(choice: DeviceChoice) -> Vec<DeviceInfo> {
             is_gpu: false,
             name: host::cpu_name(),
             total_memory: host::total_memory(),
+            ..DeviceInfo::default()
         }],
-        DeviceChoice::Cuda(_) => cuda::list(),
+        DeviceChoice::Cuda(_) => nvml::list(),
     }
 }

@@ -40,7 +40,9 @@ use tokio::sync::oneshot;
 
 use crate::config::{DeviceChoice, ServerConfig};
 use crate::device::ActiveDevice;
+use crate::device::canary::{self, Canary};
 use crate::device::fault::FaultLatch;
+use crate::device::watch::Watched;
 use crate::error::Error;
 use crate::index::view::Views;
 use crate::model::tokenizer::Encoded;
@@ -130,8 +132,40 @@ impl Engine {
                 };
                 engine.spawn_lane(lane)?;
             }
+            if let Some(watched) = active.watched.clone() {
+                engine.watch(watched)?;
+            }
+            if let Some(canary) = canary::of(active) {
+                engine.listen(canary)?;
+            }
         }
         Ok(Arc::new(engine))
+    }
+
+    fn watch(&self, watched: Watched) -> Result<(), Error> {
+        let (latch, stopping) = (self.latch.clone(), Arc::clone(&self.stopping));
+        self.spawn("gpu-watch", move || watched.run(&latch, &stopping))
+    }
+
+    fn listen(&self, canary: Canary<impl FnMut() -> Result<(), Error> + Send + 'static>) -> Result<(), Error> {
+        let (sing, listen) = canary.halves(self.latch.clone());
+        let stopping = Arc::clone(&self.stopping);
+        self.spawn("canary", move || sing(&stopping))?;
+        let stopping = Arc::clone(&self.stopping);
+        self.spawn("canary-watchdog", move || listen(&stopping))
+    }
+
+    /// Waits for `answer`, but not for a device that is lost: a thread that hangs with it never answers.
+    ///
+    /// # Errors
+    /// That of the answer, or the device's fault.
+    pub async fn unless_lost<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::select! {
+            // What is there already is given.
+            biased;
+            answer = answer => answer,
+            fault = self.latch.wait() => Err(fault),
+        }
     }
 
     fn spawn(&self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
@@ -169,7 +203,7 @@ impl Engine {
         deadline: Option<Instant>,
     ) -> Result<Arc<ReadyModel>, Error> {
         self.check()?;
-        self.models.get(purpose, name, deadline).await
+        self.unless_lost(self.models.get(purpose, name, deadline)).await
     }
 
     /// Computes inputs with a model: one row per input, in order.
@@ -185,13 +219,13 @@ impl Engine {
         self.check()?;
         // Held until the answer is there: whoever stops waiting gives up its place.
         let (_ticket, answer) = self.scheduler.submit(model, inputs, caller.clone())?;
-        let answer = match caller.deadline {
+        let answer = self.unless_lost(async { answer.await.map_err(|_| self.gone())? });
+        match caller.deadline {
             None => answer.await,
             Some(deadline) => tokio::time::timeout_at(deadline.into(), answer)
                 .await
                 .map_err(|_| Error::DeadlineExpired)?,
-        };
-        answer.map_err(|_| self.gone())?
+        }
     }
 
     /// Runs `task` on the first lane, between two batches.
@@ -231,7 +265,7 @@ impl Engine {
         if !self.scheduler.post(task) {
             return Err(self.gone());
         }
-        answer.await.map_err(|_| self.gone())?
+        self.unless_lost(async { answer.await.map_err(|_| self.gone())? }).await
     }
 
     /// Whether a task would be let in.
@@ -284,6 +318,9 @@ impl Engine {
         self.models.close();
         self.scheduler.stop();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in &threads {
+            thread.thread().unpark();
+        }
         let deadline = Instant::now() + bound;
         while threads.iter().any(|thread| !thread.is_finished()) {
             if Instant::now() >= deadline {
@@ -333,7 +370,43 @@ fn ranges(bytes: impl IntoIterator<Item = usize>) -> Vec<Range<usize>> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+    use crate::config::Arguments;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_hangs_and_what_waits_behind_it_end_with_the_device() {
+        let line = "gpu-server --services gpu --device cpu --threads 1";
+        let config = ServerConfig::try_new(Arguments::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
+        let engine = Engine::start(&config, crate::device::probe(config.device)).unwrap();
+        let (release, hang) = std::sync::mpsc::channel::<()>();
+        let (entered, runs) = oneshot::channel();
+        let running = tokio::spawn({
+            let engine = Arc::clone(&engine);
+            async move {
+                let hangs = move |_: &mut Views| {
+                    let _ = entered.send(());
+                    let _ = hang.recv();
+                    Ok(())
+                };
+                engine.run(hangs).await
+            }
+        });
+        runs.await.unwrap();
+        let waiting = tokio::spawn({
+            let engine = Arc::clone(&engine);
+            async move { engine.run(|_| Ok(())).await }
+        });
+        engine.latch.observe(&Error::GpuLost {
+            detail: "it hangs".to_owned(),
+        });
+        for call in [running, waiting] {
+            assert!(matches!(call.await.unwrap(), Err(Error::GpuLost { detail }) if detail == "it hangs"));
+        }
+        assert!(!engine.stop(Duration::from_millis(50)), "the lane hangs still");
+        drop(release);
+    }
 
     #[test]
     fn texts_are_parted_by_size() {

@@ -16,6 +16,7 @@ use crate::error::Error;
 
 unsafe extern "C" {
     safe fn medkg_cpu_has_fast_bf16() -> c_int;
+    fn medkg_take_stream(index: c_int, problem: *mut c_char, capacity: usize) -> *mut C_tensor;
     fn medkg_pack_panels(weight: *const C_tensor, problem: *mut c_char, capacity: usize) -> *mut C_tensor;
     fn medkg_panel_linear(
         input: *const C_tensor,
@@ -113,6 +114,16 @@ fn received_if(call: impl FnOnce(*mut c_char, usize) -> *mut C_tensor) -> Result
 /// The same for a function that always applies.
 fn received(call: impl FnOnce(*mut c_char, usize) -> *mut C_tensor) -> Result<Tensor, Error> {
     received_if(call)?.ok_or_else(|| Error::internal("a kernel gave no tensor"))
+}
+
+/// From now on this thread computes on a stream of its own on GPU `index`, which goes before the others.
+///
+/// # Errors
+/// What CUDA says.
+pub fn take_stream(index: usize) -> Result<(), Error> {
+    let index = c_int::try_from(index).map_err(Error::internal)?;
+    // SAFETY: it takes a number, and writes into the buffer that `received_if` gives it.
+    received_if(|problem, capacity| unsafe { medkg_take_stream(index, problem, capacity) }).map(drop)
 }
 
 /// Whether this CPU multiplies bf16 faster than f32 (`AVX512_BF16` or AMX).

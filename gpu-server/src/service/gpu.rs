@@ -5,33 +5,40 @@ use std::time::{Duration, Instant, SystemTime};
 
 use medkg_proto::v1;
 use medkg_proto::v1::gpu_service_server::GpuService;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::call;
 use crate::config::{DeviceChoice, Role, ServerConfig};
 use crate::device;
+use crate::device::DeviceInfo;
 use crate::device::leases::{Leases, TTL};
 use crate::engine::Engine;
 use crate::error::Error;
 
 const MAX_OWNER: usize = 128;
+/// How long NVML may take to tell of the devices: on a GPU that hangs it may hang too.
+const LIST: Duration = Duration::from_secs(10);
 
 /// Device status and leases.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Gpu {
     engine: Arc<Engine>,
     choice: DeviceChoice,
     roles: Vec<String>,
     threads: u32,
     started: Instant,
-    leases: Mutex<Leases>,
+    stopping: watch::Receiver<bool>,
+    leases: Arc<Mutex<Leases>>,
 }
 
 impl Gpu {
-    /// Tells about `engine`'s device.
-    pub fn new(engine: Arc<Engine>, config: &ServerConfig) -> Self {
+    /// Tells about `engine`'s device, until the process is `stopping`.
+    pub fn new(engine: Arc<Engine>, config: &ServerConfig, stopping: watch::Receiver<bool>) -> Self {
         Self {
             engine,
+            stopping,
             choice: config.device,
             roles: config
                 .roles
@@ -42,7 +49,7 @@ impl Gpu {
                 .collect(),
             threads: u32::try_from(config.threads).unwrap_or(u32::MAX),
             started: Instant::now(),
-            leases: Mutex::default(),
+            leases: Arc::default(),
         }
     }
 
@@ -70,7 +77,18 @@ impl Gpu {
         }
     }
 
-    fn allocate(&self, tenant: &str, request: &v1::AllocateGpuRequest) -> Result<v1::AllocateGpuResponse, Error> {
+    async fn devices(&self) -> Result<Vec<DeviceInfo>, Error> {
+        let choice = self.choice;
+        let listing = tokio::task::spawn_blocking(move || device::list(choice));
+        match tokio::time::timeout(LIST, listing).await {
+            Ok(devices) => devices.map_err(Error::internal),
+            Err(_) => Err(Error::GpuUnavailable {
+                detail: format!("the NVIDIA driver has not told of its devices for {LIST:?}"),
+            }),
+        }
+    }
+
+    async fn allocate(&self, tenant: &str, request: &v1::AllocateGpuRequest) -> Result<v1::AllocateGpuResponse, Error> {
         if request.memory_bytes == 0 {
             return Err(Error::invalid("memory_bytes", "is 0; ask for at least 1 byte"));
         }
@@ -80,21 +98,9 @@ impl Gpu {
                 format!("must have at most {MAX_OWNER} characters, none of them a control character"),
             ));
         }
-        let (shortest, longest, usual) = TTL;
-        let ttl = match request.ttl {
-            None => usual,
-            Some(ttl) => Duration::try_from(ttl)
-                .ok()
-                .filter(|ttl| (shortest..=longest).contains(ttl))
-                .ok_or_else(|| {
-                    Error::invalid(
-                        "ttl",
-                        format!("must be {} s to {} s", shortest.as_secs(), longest.as_secs()),
-                    )
-                })?,
-        };
+        let ttl = ttl(request.ttl)?;
         self.engine.check()?;
-        let devices = device::list(self.choice);
+        let devices = self.devices().await?;
         let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
         let lease = leases.allocate(
             &devices,
@@ -114,8 +120,23 @@ impl Gpu {
     }
 }
 
+/// How long a lease shall hold.
+fn ttl(asked: Option<prost_types::Duration>) -> Result<Duration, Error> {
+    let (shortest, longest, usual) = TTL;
+    let Some(ttl) = asked else { return Ok(usual) };
+    Duration::try_from(ttl)
+        .ok()
+        .filter(|ttl| (shortest..=longest).contains(ttl))
+        .ok_or_else(|| {
+            let range = format!("must be {} s to {} s", shortest.as_secs(), longest.as_secs());
+            Error::invalid("ttl", range)
+        })
+}
+
 #[tonic::async_trait]
 impl GpuService for Gpu {
+    type WatchStatusStream = ReceiverStream<Result<v1::WatchStatusResponse, Status>>;
+
     async fn get_status(
         &self,
         request: Request<v1::GetStatusRequest>,
@@ -126,14 +147,48 @@ impl GpuService for Gpu {
         .await
     }
 
+    async fn watch_status(
+        &self,
+        request: Request<v1::WatchStatusRequest>,
+    ) -> Result<Response<Self::WatchStatusStream>, Status> {
+        let read = |_| async { Ok(()) };
+        call::unary(request.metadata(), "GpuService/WatchStatus", read).await?;
+        let (sender, receiver) = mpsc::channel(2);
+        let tell = |status| Ok(v1::WatchStatusResponse { status: Some(status) });
+        let first = self.status();
+        let lost = first.state() == v1::DeviceState::Unavailable;
+        // There is room for two, and the device's state changes once at most: nothing waits here for a slow reader.
+        let _ = sender.try_send(tell(first));
+        let (this, mut stopping) = (self.clone(), self.stopping.clone());
+        tokio::spawn(async move {
+            let changes = async {
+                if !lost {
+                    this.engine.latch.wait().await;
+                    let _ = sender.try_send(tell(this.status()));
+                }
+                std::future::pending::<()>().await;
+            };
+            let stops = async move {
+                let _ = stopping.wait_for(|stop| *stop).await;
+            };
+            tokio::select! {
+                () = changes => {}
+                () = sender.closed() => {}
+                () = stops => {}
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
     async fn list_devices(
         &self,
         request: Request<v1::ListDevicesRequest>,
     ) -> Result<Response<v1::ListDevicesResponse>, Status> {
         call::unary(request.metadata(), "GpuService/ListDevices", |_| async {
             let active = self.status().active_device;
+            let listed = self.devices().await?;
             let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
-            let devices = device::list(self.choice).into_iter().map(|device| v1::Device {
+            let devices = listed.into_iter().map(|device| v1::Device {
                 kind: if device.is_gpu {
                     v1::DeviceKind::Cuda
                 } else {
@@ -145,6 +200,13 @@ impl GpuService for Gpu {
                 leased_memory_bytes: leases.leased_now(&device.id, Instant::now()),
                 active: device.id == active,
                 id: device.id,
+                used_memory_bytes: device.used_memory,
+                uuid: device.uuid,
+                pci_bus_id: device.pci_bus_id,
+                temperature_celsius: device.temperature,
+                compute_capability: device.capability,
+                mig_enabled: device.mig_enabled,
+                parent_uuid: device.parent_uuid,
             });
             Ok(v1::ListDevicesResponse {
                 devices: devices.collect(),
@@ -158,8 +220,25 @@ impl GpuService for Gpu {
         request: Request<v1::AllocateGpuRequest>,
     ) -> Result<Response<v1::AllocateGpuResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let serve = |call: call::Call| async move { self.allocate(call.tenant.as_str(), &request) };
+        let serve = |call: call::Call| async move { self.allocate(call.tenant.as_str(), &request).await };
         call::unary(&metadata, "GpuService/AllocateGPU", serve).await
+    }
+
+    async fn renew_lease(
+        &self,
+        request: Request<v1::RenewLeaseRequest>,
+    ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        call::unary(&metadata, "GpuService/RenewLease", |call| async move {
+            let ttl = ttl(request.ttl)?;
+            let mut leases = self.leases.lock().unwrap_or_else(PoisonError::into_inner);
+            leases.renew(call.tenant.as_str(), &request.lease_id, ttl, Instant::now())?;
+            tracing::info!(lease = %request.lease_id, seconds = ttl.as_secs_f64(), "lease renewed");
+            Ok(v1::RenewLeaseResponse {
+                expires_at: Some((SystemTime::now() + ttl).into()),
+            })
+        })
+        .await
     }
 
     async fn release_gpu(

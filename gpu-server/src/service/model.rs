@@ -64,7 +64,8 @@ impl Models {
         self.engine.check()?;
         let spec = self.spec(request)?;
         let (purpose, name) = (spec.purpose, spec.name.clone());
-        match self.engine.models.load(spec).ended().await {
+        let flight = self.engine.models.load(spec);
+        match self.engine.unless_lost(async { Ok(flight.ended().await) }).await? {
             Ended::Done(outcome) => outcome?,
             Ended::Superseded => {
                 return Err(Error::ModelNotReady {

@@ -49,7 +49,11 @@ where
             }
         };
     }
-    offer!(Role::Gpu, GpuServiceServer, Gpu::new(Arc::clone(engine), config));
+    offer!(
+        Role::Gpu,
+        GpuServiceServer,
+        Gpu::new(Arc::clone(engine), config, stopping.clone())
+    );
     offer!(
         Role::Embedding,
         EmbeddingServiceServer,

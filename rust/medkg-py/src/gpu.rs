@@ -1,10 +1,12 @@
 //! The Rust half of `GpuClient` and `AsyncGpuClient`.
 
+use std::time::SystemTime;
+
 use medkg_client::Service;
 use medkg_client::service::gpu::{AllocateRequest, DeviceInfo, GpuStatus, Lease};
 use pyo3::IntoPyObjectExt as _;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyList, PyTuple};
 
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
@@ -93,6 +95,19 @@ impl Gpu {
         run(py, &process, self.mode, None, start, lease)
     }
 
+    /// See `GpuClient.renew`.
+    fn renew(&self, py: Python<'_>, call: CallTuple, lease_id: String, ttl: Option<f64>) -> PyResult<Py<PyAny>> {
+        let arguments = arguments(py, "RenewLease");
+        let options = arguments.call(call)?;
+        let ttl = ttl.map(|seconds| arguments.seconds("ttl", seconds)).transpose()?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.gpu().renew(lease_id, ttl, &options).await };
+        // `SystemTime` becomes an aware datetime in UTC.
+        run(py, &process, self.mode, None, start, |py, end: SystemTime| {
+            end.into_py_any(py)
+        })
+    }
+
     /// See `GpuClient.release`.
     fn release(&self, py: Python<'_>, call: CallTuple, lease_id: String) -> PyResult<Py<PyAny>> {
         let options = arguments(py, "ReleaseGPU").call(call)?;
@@ -134,9 +149,35 @@ fn devices(py: Python<'_>, devices: Vec<DeviceInfo>) -> PyResult<Py<PyAny>> {
             total_memory_bytes,
             leased_memory_bytes,
             active,
+            used_memory_bytes,
+            uuid,
+            pci_bus_id,
+            temperature_celsius,
+            compute_capability,
+            mig_enabled,
+            parent_uuid,
             ..
         } = device;
-        list.append(class.call1((id, kind, name, total_memory_bytes, leased_memory_bytes, active))?)?;
+        // Two tuples: PyO3 converts those of up to twelve values.
+        let first = (
+            id,
+            kind,
+            name,
+            total_memory_bytes,
+            leased_memory_bytes,
+            active,
+            used_memory_bytes,
+        );
+        let rest = (
+            uuid,
+            pci_bus_id,
+            temperature_celsius,
+            compute_capability,
+            mig_enabled,
+            parent_uuid,
+        );
+        let fields = first.into_pyobject(py)?.add(rest)?;
+        list.append(class.call1(fields.cast_into::<PyTuple>()?)?)?;
     }
     Ok(list.into_any().unbind())
 }

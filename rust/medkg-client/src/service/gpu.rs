@@ -24,6 +24,11 @@ const ALLOCATE: Method = Method {
     name: "AllocateGPU",
     idempotent: false,
 };
+// Twice is as good as once.
+const RENEW: Method = Method {
+    name: "RenewLease",
+    idempotent: true,
+};
 const RELEASE: Method = Method {
     name: "ReleaseGPU",
     idempotent: false,
@@ -75,7 +80,7 @@ pub struct GpuStatus {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeviceInfo {
-    /// `cpu` or `cuda:N`.
+    /// `cpu`, `cuda:N`, or the UUID of a GPU that CUDA does not show to the server.
     pub id: String,
     /// `cpu`, `cuda` or `unknown`.
     pub kind: &'static str,
@@ -87,6 +92,20 @@ pub struct DeviceInfo {
     pub leased_memory_bytes: u64,
     /// True if the server computes on it.
     pub active: bool,
+    /// Bytes that all processes use, where it is known.
+    pub used_memory_bytes: Option<u64>,
+    /// As `nvidia-smi -L` lists it; empty for a CPU.
+    pub uuid: String,
+    /// Its place on the bus; empty for a CPU.
+    pub pci_bus_id: String,
+    /// °C of the chip, where it is known.
+    pub temperature_celsius: Option<u32>,
+    /// Such as `9.0`; empty where it is not known.
+    pub compute_capability: String,
+    /// True for a GPU that is cut into MIG devices, which are listed too.
+    pub mig_enabled: bool,
+    /// For a MIG device, the UUID of its GPU; else empty.
+    pub parent_uuid: String,
 }
 
 /// What to set aside.
@@ -178,6 +197,13 @@ impl GpuClient {
             total_memory_bytes: device.total_memory_bytes,
             leased_memory_bytes: device.leased_memory_bytes,
             active: device.active,
+            used_memory_bytes: device.used_memory_bytes,
+            uuid: device.uuid,
+            pci_bus_id: device.pci_bus_id,
+            temperature_celsius: device.temperature_celsius,
+            compute_capability: device.compute_capability,
+            mig_enabled: device.mig_enabled,
+            parent_uuid: device.parent_uuid,
         };
         Ok(answer.message.devices.into_iter().map(plain).collect())
     }
@@ -185,14 +211,7 @@ impl GpuClient {
     /// Sets memory aside. Repeated only if the request certainly was not sent.
     pub async fn allocate(&self, request: AllocateRequest, options: &CallOptions) -> Result<Lease, ClientError> {
         let call = self.caller.begin(ALLOCATE, options)?;
-        let ttl = request
-            .ttl
-            .map(prost_types::Duration::try_from)
-            .transpose()
-            .map_err(|_| {
-                let description = "is longer than a lease can hold; give 1 s to 24 h";
-                call.sign(ClientError::invalid(Service::Gpu, ALLOCATE.name, "ttl", description))
-            })?;
+        let ttl = ttl(request.ttl, ALLOCATE).map_err(|error| call.sign(error))?;
         let message = || v1::AllocateGpuRequest {
             memory_bytes: request.memory_bytes,
             device: request.device.clone().unwrap_or_default(),
@@ -206,19 +225,36 @@ impl GpuClient {
                 .map(tonic::Response::into_inner)
         };
         let lease = self.caller.request(&call, message, send).await?.message;
-        let expires_at = lease
-            .expires_at
-            .and_then(|at| SystemTime::try_from(at).ok())
-            .ok_or_else(|| {
-                let message = "the lease has no end".to_owned();
-                call.sign(ClientError::broken_answer(Service::Gpu, ALLOCATE.name, message))
-            })?;
+        let expires_at = end(lease.expires_at, ALLOCATE).map_err(|error| call.sign(error))?;
         Ok(Lease {
             lease_id: lease.lease_id,
             device: lease.device,
             memory_bytes: lease.memory_bytes,
             expires_at,
         })
+    }
+
+    /// Lets a lease hold for `lasting` from now on (None: the server's default); returns when it ends then.
+    pub async fn renew(
+        &self,
+        lease_id: String,
+        lasting: Option<Duration>,
+        options: &CallOptions,
+    ) -> Result<SystemTime, ClientError> {
+        let call = self.caller.begin(RENEW, options)?;
+        let ttl = ttl(lasting, RENEW).map_err(|error| call.sign(error))?;
+        let message = || v1::RenewLeaseRequest {
+            lease_id: lease_id.clone(),
+            ttl,
+        };
+        let send = |channel, request| async move {
+            Stub::new(channel)
+                .renew_lease(request)
+                .await
+                .map(tonic::Response::into_inner)
+        };
+        let renewed = self.caller.request(&call, message, send).await?.message;
+        end(renewed.expires_at, RENEW).map_err(|error| call.sign(error))
     }
 
     /// Gives a lease back; returns the bytes that are free again. Repeated only if the request certainly was not sent.
@@ -235,4 +271,20 @@ impl GpuClient {
         };
         Ok(self.caller.request(&call, message, send).await?.message.memory_bytes)
     }
+}
+
+/// On the wire.
+fn ttl(asked: Option<Duration>, method: Method) -> Result<Option<prost_types::Duration>, ClientError> {
+    asked.map(prost_types::Duration::try_from).transpose().map_err(|_| {
+        let description = "is longer than a lease can hold; give 1 s to 24 h";
+        ClientError::invalid(Service::Gpu, method.name, "ttl", description)
+    })
+}
+
+/// When a lease ends.
+fn end(told: Option<prost_types::Timestamp>, method: Method) -> Result<SystemTime, ClientError> {
+    told.and_then(|at| SystemTime::try_from(at).ok()).ok_or_else(|| {
+        let message = "the lease has no end".to_owned();
+        ClientError::broken_answer(Service::Gpu, method.name, message)
+    })
 }

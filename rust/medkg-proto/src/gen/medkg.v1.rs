@@ -347,13 +347,24 @@ pub struct GetStatusResponse {
     #[prost(uint32, tag = "8")]
     pub threads: u32,
 }
+/// Asks to be told the status.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchStatusRequest {}
+/// The status at one moment.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchStatusResponse {
+    /// As GetStatus tells it.
+    #[prost(message, optional, tag = "1")]
+    pub status: ::core::option::Option<GetStatusResponse>,
+}
 /// Asks for the devices.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListDevicesRequest {}
 /// A device.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Device {
-    /// "cpu" or "cuda:N".
+    /// "cpu", or "cuda:N" with the ordinal that CUDA gives it in this process (CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER
+    /// change it), or the UUID of a GPU that CUDA does not show to this process: nothing can be computed or leased there.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
     /// Its kind.
@@ -371,11 +382,32 @@ pub struct Device {
     /// True if this server computes on it.
     #[prost(bool, tag = "6")]
     pub active: bool,
+    /// Bytes that all processes together use; absent where it is not known.
+    #[prost(uint64, optional, tag = "7")]
+    pub used_memory_bytes: ::core::option::Option<u64>,
+    /// "GPU-..." or "MIG-...", as `nvidia-smi -L` lists it; empty for a CPU.
+    #[prost(string, tag = "8")]
+    pub uuid: ::prost::alloc::string::String,
+    /// "00000000:01:00.0"; empty for a CPU.
+    #[prost(string, tag = "9")]
+    pub pci_bus_id: ::prost::alloc::string::String,
+    /// Of the chip; absent where it is not known.
+    #[prost(uint32, optional, tag = "10")]
+    pub temperature_celsius: ::core::option::Option<u32>,
+    /// "9.0"; empty where it is not known.
+    #[prost(string, tag = "11")]
+    pub compute_capability: ::prost::alloc::string::String,
+    /// True for a GPU that is cut into MIG devices: they are listed after it, and compute in its place.
+    #[prost(bool, tag = "12")]
+    pub mig_enabled: bool,
+    /// For a MIG device, the UUID of its GPU.
+    #[prost(string, tag = "13")]
+    pub parent_uuid: ::prost::alloc::string::String,
 }
 /// The devices.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListDevicesResponse {
-    /// GPUs by index; the CPU only where the operator named it.
+    /// GPUs by ordinal, then those that CUDA does not show; the CPU alone where the operator named it.
     #[prost(message, repeated, tag = "1")]
     pub devices: ::prost::alloc::vec::Vec<Device>,
 }
@@ -409,6 +441,23 @@ pub struct AllocateGpuResponse {
     pub memory_bytes: u64,
     /// When it ends by itself.
     #[prost(message, optional, tag = "4")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
+}
+/// Lets a lease hold longer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewLeaseRequest {
+    /// From AllocateGPU.
+    #[prost(string, tag = "1")]
+    pub lease_id: ::prost::alloc::string::String,
+    /// How long it holds from now on, 1 s to 24 h; 5 minutes if absent.
+    #[prost(message, optional, tag = "2")]
+    pub ttl: ::core::option::Option<::prost_types::Duration>,
+}
+/// The lease holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RenewLeaseResponse {
+    /// When it ends by itself.
+    #[prost(message, optional, tag = "1")]
     pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
 }
 /// Gives a lease back.
@@ -608,7 +657,32 @@ pub mod gpu_service_client {
                 .insert(GrpcMethod::new("medkg.v1.GpuService", "GetStatus"));
             self.inner.unary(req, path, codec).await
         }
-        /// The devices of this machine that the server can compute on.
+        /// The status now, and again whenever `state` or `detail` changes, until the server stops.
+        pub async fn watch_status(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchStatusResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.GpuService/WatchStatus",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("medkg.v1.GpuService", "WatchStatus"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// The devices of this machine: GPUs as NVML tells them, or the CPU where the operator named it.
         pub async fn list_devices(
             &mut self,
             request: impl tonic::IntoRequest<super::ListDevicesRequest>,
@@ -660,6 +734,32 @@ pub mod gpu_service_client {
                 .insert(GrpcMethod::new("medkg.v1.GpuService", "AllocateGPU"));
             self.inner.unary(req, path, codec).await
         }
+        /// Lets a lease hold for `ttl` from now on. NOT_FOUND + LEASE_NOT_FOUND for one that is unknown, expired, released or
+        /// another tenant's; what expired must be allocated anew.
+        pub async fn renew_lease(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RenewLeaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewLeaseResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.GpuService/RenewLease",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("medkg.v1.GpuService", "RenewLease"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Gives a lease back. NOT_FOUND + LEASE_NOT_FOUND for one that is unknown, expired, released or another tenant's.
         pub async fn release_gpu(
             &mut self,
@@ -708,7 +808,21 @@ pub mod gpu_service_server {
             tonic::Response<super::GetStatusResponse>,
             tonic::Status,
         >;
-        /// The devices of this machine that the server can compute on.
+        /// Server streaming response type for the WatchStatus method.
+        type WatchStatusStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::WatchStatusResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// The status now, and again whenever `state` or `detail` changes, until the server stops.
+        async fn watch_status(
+            &self,
+            request: tonic::Request<super::WatchStatusRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchStatusStream>,
+            tonic::Status,
+        >;
+        /// The devices of this machine: GPUs as NVML tells them, or the CPU where the operator named it.
         async fn list_devices(
             &self,
             request: tonic::Request<super::ListDevicesRequest>,
@@ -724,6 +838,15 @@ pub mod gpu_service_server {
             request: tonic::Request<super::AllocateGpuRequest>,
         ) -> std::result::Result<
             tonic::Response<super::AllocateGpuResponse>,
+            tonic::Status,
+        >;
+        /// Lets a lease hold for `ttl` from now on. NOT_FOUND + LEASE_NOT_FOUND for one that is unknown, expired, released or
+        /// another tenant's; what expired must be allocated anew.
+        async fn renew_lease(
+            &self,
+            request: tonic::Request<super::RenewLeaseRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RenewLeaseResponse>,
             tonic::Status,
         >;
         /// Gives a lease back. NOT_FOUND + LEASE_NOT_FOUND for one that is unknown, expired, released or another tenant's.
@@ -857,6 +980,52 @@ pub mod gpu_service_server {
                     };
                     Box::pin(fut)
                 }
+                "/medkg.v1.GpuService/WatchStatus" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchStatusSvc<T: GpuService>(pub Arc<T>);
+                    impl<
+                        T: GpuService,
+                    > tonic::server::ServerStreamingService<super::WatchStatusRequest>
+                    for WatchStatusSvc<T> {
+                        type Response = super::WatchStatusResponse;
+                        type ResponseStream = T::WatchStatusStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchStatusRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as GpuService>::watch_status(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchStatusSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 "/medkg.v1.GpuService/ListDevices" => {
                     #[allow(non_camel_case_types)]
                     struct ListDevicesSvc<T: GpuService>(pub Arc<T>);
@@ -932,6 +1101,51 @@ pub mod gpu_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = AllocateGPUSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/medkg.v1.GpuService/RenewLease" => {
+                    #[allow(non_camel_case_types)]
+                    struct RenewLeaseSvc<T: GpuService>(pub Arc<T>);
+                    impl<
+                        T: GpuService,
+                    > tonic::server::UnaryService<super::RenewLeaseRequest>
+                    for RenewLeaseSvc<T> {
+                        type Response = super::RenewLeaseResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RenewLeaseRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as GpuService>::renew_lease(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RenewLeaseSvc(inner);
                         let codec = crate::codec::NamingCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,0 +1,137 @@
+//! The whole server on a GPU that is lost while it works: NVML through its library's interface, as in production; what
+//! computes is the processor.
+
+use clap::Parser as _;
+use medkg_proto::v1;
+use medkg_proto::v1::gpu_service_client::GpuServiceClient;
+use medkg_proto::v1::reranking_service_client::RerankingServiceClient;
+use tokio_stream::StreamExt as _;
+use tonic::transport::Channel;
+use tonic::{Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_types::StatusExt as _;
+
+use super::*;
+use crate::config::Arguments;
+use crate::device::stand_in::{StandIn, forget_watch};
+
+fn of_tenant<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("x-tenant-id", "a".parse().unwrap());
+    request
+}
+
+fn reason(status: &Status) -> String {
+    status
+        .get_details_error_info()
+        .map_or_else(String::new, |info| info.reason)
+}
+
+/// A server whose GPU NVML plays; where it listens, and how it ends.
+async fn start(nvml: &StandIn) -> (String, tokio::task::JoinHandle<Result<(), ServeError>>) {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/medkg-reranker-minilm");
+    let line = format!(
+        "gpu-server --listen 127.0.0.1:0 --services gpu,reranking --reranking-model m={model} --batch-tokens 512 \
+         --threads 1 --dtype f32 --gpu-lost-grace 1"
+    );
+    let config = ServerConfig::try_new(Arguments::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
+    let bound = Bound {
+        signals: shutdown::Signals::install().unwrap(),
+        tls: None,
+        everyone: bind("--listen", config.listen).await.unwrap(),
+        operators: None,
+    };
+    let address = format!("http://{}", bound.everyone.1);
+    let begun = forget_watch(&nvml.watched());
+    let device = ActiveDevice {
+        id: "cuda:0".to_owned(),
+        watched: Some(nvml.watched()),
+        ..device::probe(DeviceChoice::Cpu).unwrap()
+    };
+    let server = tokio::spawn(bound.serve(config, Ok(device)));
+    while !begun.exists() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    (address, server)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gpu_that_is_lost_is_told_everywhere_and_ends_the_process() {
+    let mut nvml = StandIn::new();
+    let (address, server) = start(&nvml).await;
+    let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+    let mut health = HealthClient::new(channel.clone());
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    while watch.next().await.unwrap().unwrap().status() != ServingStatus::Serving {}
+    let mut gpu = GpuServiceClient::new(channel.clone());
+    let request = of_tenant(v1::WatchStatusRequest {});
+    let mut status = gpu.watch_status(request).await.unwrap().into_inner();
+    let first = status.next().await.unwrap().unwrap().status.unwrap();
+    assert_eq!(
+        (first.state(), first.active_device.as_str()),
+        (v1::DeviceState::Ready, "cuda:0")
+    );
+    // One that is computed for minutes, and one that waits behind it.
+    let long = |channel: Channel| async move {
+        let document = v1::RerankDocument {
+            text: "word ".repeat(200),
+            ..v1::RerankDocument::default()
+        };
+        let query = v1::RerankQuery {
+            query: "what".to_owned(),
+            documents: vec![document; 1_000],
+        };
+        let request = v1::RerankBatchRequest {
+            queries: vec![query],
+            ..v1::RerankBatchRequest::default()
+        };
+        RerankingServiceClient::new(channel)
+            .rerank_batch(of_tenant(request))
+            .await
+    };
+    let calls = [tokio::spawn(long(channel.clone())), tokio::spawn(long(channel.clone()))];
+    // They are in work by then; were they not, they would be refused in the same way.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    nvml.xid(79);
+    for call in calls {
+        let refused = call.await.unwrap().unwrap_err();
+        assert_eq!(
+            (refused.code(), reason(&refused).as_str()),
+            (tonic::Code::FailedPrecondition, "GPU_LOST")
+        );
+        assert!(refused.message().contains("Xid 79"), "{refused}");
+    }
+    let told = watch.next().await.unwrap().unwrap();
+    assert_eq!(told.status(), ServingStatus::NotServing);
+    let told = status.next().await.unwrap().unwrap().status.unwrap();
+    assert_eq!(
+        (told.state(), told.active_device.as_str()),
+        (v1::DeviceState::Unavailable, "")
+    );
+    assert!(told.detail.contains("Xid 79"), "{}", told.detail);
+    let ended = server.await.unwrap();
+    assert!(
+        matches!(ended, Err(ServeError::Lost(Error::GpuLost { .. }))),
+        "{ended:?}"
+    );
+    assert!(status.next().await.is_none(), "the watch ends with the server");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gpu_that_was_never_there_does_not_end_the_process() {
+    let fault = Error::GpuUnavailable {
+        detail: "no driver".to_owned(),
+    };
+    let latch = FaultLatch::new(Some(fault));
+    let day = Duration::from_secs(24 * 3600);
+    assert!(tokio::time::timeout(day, lost(&latch, Duration::ZERO)).await.is_err());
+    let latch = FaultLatch::new(None);
+    latch.observe(&Error::GpuLost {
+        detail: "Xid 79".to_owned(),
+    });
+    let started = tokio::time::Instant::now();
+    lost(&latch, Duration::from_secs(10)).await;
+    assert_eq!(started.elapsed(), Duration::from_secs(10));
+}
