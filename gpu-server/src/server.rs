@@ -211,6 +211,9 @@ impl Bound {
         if !ending.await.unwrap_or(false) {
             tracing::warn!("a lane did not stop in time");
         }
+        if let Some(Ok(collections)) = collections.get() {
+            collections.close();
+        }
         tracing::info!("stopped");
         lost.map_or(Ok(()), |fault| Err(ServeError::Lost(fault)))
     }

@@ -135,6 +135,8 @@ def test_what_was_acknowledged_is_there_after_a_restart(
     vectors = Vectors(wire, open_channel(server))
     assert vectors.points("kept") == 200
     assert vectors.search("kept", rows[:5], 7) == before
+    checked = [line for line in server.events() if "its file is checked" in str(line.get("message"))]
+    assert bool(checked) == (end is signal.SIGKILL), "an orderly end closes the files"
     server.stop()
 
 

@@ -4,8 +4,9 @@
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, RepairSession, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -78,6 +79,12 @@ pub struct Store {
     pub properties: Properties,
 }
 
+/// Says once that the file is checked, which takes time where there are many points.
+fn unfinished_business(path: &Path) -> impl Fn(&mut RepairSession) + 'static {
+    let (file, said) = (path.display().to_string(), Once::new());
+    move |_| said.call_once(|| tracing::warn!(%file, "the collection was not closed; its file is checked"))
+}
+
 impl Store {
     /// Makes the file: under another name first, so that a half-made one is never taken for a collection.
     ///
@@ -115,7 +122,9 @@ impl Store {
     /// the same way.
     pub fn open(path: &Path) -> Result<Self, String> {
         let open = || -> Result<Self, redb::Error> {
-            let database = Database::open(path)?;
+            let database = Builder::new()
+                .set_repair_callback(unfinished_business(path))
+                .open(path)?;
             let transaction = database.begin_read()?;
             let table = transaction.open_table(PROPERTIES)?;
             let value = table.get("collection")?;
