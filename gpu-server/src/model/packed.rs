@@ -129,8 +129,17 @@ impl Batch {
                 }),
             }
         }
-        let place =
-            |values: &[i64]| -> Result<Tensor, Error> { Ok(Tensor::f_from_slice(values)?.f_to_device(device)?) };
+        let place = |values: &[i64]| -> Result<Tensor, Error> {
+            let host = Tensor::f_from_slice(values)?;
+            Ok(match device {
+                Device::Cpu => host,
+                // Out of page-locked memory the copy needs not be waited for. libtorch's allocator keeps that memory until the
+                // copy has been made.
+                _ => host
+                    .f_pin_memory(device)?
+                    .f_to_device_(device, Kind::Int64, true, false)?,
+            })
+        };
         let bounds: Vec<i64> = std::iter::once(0).chain(last.iter().map(|end| end + 1)).collect();
         let starts = match device {
             Device::Cpu => None,
