@@ -3,6 +3,7 @@
 mod device_choice;
 pub mod models;
 pub mod models_file;
+mod production;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -157,6 +158,9 @@ pub struct Arguments {
     /// Serve without TLS on an address that other machines reach.
     #[arg(long, env = "MEDKG_ALLOW_PLAINTEXT", value_parser = clap::builder::BoolishValueParser::new())]
     allow_plaintext: bool,
+    /// Refuse what production must not have: --device cpu, plaintext, clients without a certificate.
+    #[arg(long, env = "MEDKG_PRODUCTION", value_parser = clap::builder::BoolishValueParser::new())]
+    production: bool,
 }
 
 /// Files of the server's identity.
@@ -221,7 +225,7 @@ impl ServerConfig {
     /// # Errors
     /// Every problem, each as one line that names the flag and says what to do.
     pub fn try_new(arguments: Arguments) -> Result<Self, Vec<String>> {
-        let mut problems = Vec::new();
+        let mut problems = production::problems(&arguments);
         let roles: BTreeSet<Role> = arguments.services.iter().copied().collect();
         let wants = |role| roles.contains(&role);
         if wants(Role::Vector) && arguments.data_dir.is_none() {

@@ -114,6 +114,16 @@ def test_a_gpu_cannot_be_required_of_the_cpu(gpu_server_binary: Path) -> None:
     assert "--device cpu" in ended.stderr
 
 
+@pytest.mark.parametrize("flag", [["--production"], []])
+def test_production_refuses_the_cpu_and_plaintext(gpu_server_binary: Path, flag: list[str]) -> None:
+    env = {} if flag else {"MEDKG_PRODUCTION": "true"}
+    command = [gpu_server_binary, "--services", "gpu", "--device", "cpu", *flag]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=env)
+    assert ended.returncode == 64
+    refused = [line.removeprefix("gpu-server: ").split(" ")[0].rstrip(":") for line in ended.stderr.splitlines()]
+    assert refused == ["--device", "--tls-cert", "--tls-client-ca"], ended.stderr
+
+
 def test_libtorchs_cuda_half_is_loaded_where_there_is_a_driver(
     wire: Any, with_driver: LocalServer, open_channel: Any
 ) -> None:
