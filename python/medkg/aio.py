@@ -12,6 +12,7 @@ from medkg.base import Client, NativeT, configure
 from medkg.call_context import resolve
 from medkg.client import native
 from medkg.streaming import async_answers
+from medkg.watching import AsyncStatusWatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
@@ -312,6 +313,10 @@ class AsyncGpuClient(AsyncClient[native.AsyncGpu]):
     async def status(self, **call: Unpack[CallOptions]) -> GpuStatus:
         """As :meth:`medkg.GpuClient.status`."""
         return await self._native.status(resolve(**call))
+
+    def watch_status(self, **call: Unpack[CallOptions]) -> AsyncStatusWatch:
+        """As :meth:`medkg.GpuClient.watch_status`, for ``async for``."""
+        return AsyncStatusWatch(self._native.watch_status(resolve(**call)))
 
     async def devices(self, **call: Unpack[CallOptions]) -> list[DeviceInfo]:
         """As :meth:`medkg.GpuClient.devices`."""

@@ -19,6 +19,7 @@ import medkg._core as _core  # noqa: PLR0402 - `from medkg import _core` would b
 from medkg.base import Client, configure
 from medkg.call_context import resolve
 from medkg.streaming import answers
+from medkg.watching import StatusWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -387,6 +388,13 @@ class GpuClient(Client[_core.Gpu]):
     def status(self, **call: Unpack[CallOptions]) -> GpuStatus:
         """The truth about the device; answers also while there is none."""
         return self._native.status(resolve(**call))
+
+    def watch_status(self, **call: Unpack[CallOptions]) -> StatusWatch:
+        """The status now, and again whenever it changes, until the server stops.
+
+        ``timeout`` is for the first status; the watch has no end of its own. A connection that breaks raises.
+        """
+        return StatusWatch(self._native.watch_status(resolve(**call)))
 
     def devices(self, **call: Unpack[CallOptions]) -> list[DeviceInfo]:
         """The devices of the server's machine."""

@@ -11,7 +11,7 @@ use pyo3::types::{PyList, PyTuple};
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{config, results};
+use crate::{config, errors, results, watching};
 
 /// The device; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -61,6 +61,18 @@ impl Gpu {
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.gpu().status(&options).await };
         run(py, &process, self.mode, None, start, status)
+    }
+
+    /// The watch behind `GpuClient.watch_status`.
+    fn watch_status(&self, py: Python<'_>, call: CallTuple) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "WatchStatus").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let watch = {
+            let _inside = process.handle().enter();
+            client.gpu().watch_status(&options)
+        };
+        let watch = watch.map_err(|error| errors::raise(py, &error))?;
+        watching::new(py, process, self.mode, watch)
     }
 
     /// See `GpuClient.devices`.
@@ -124,7 +136,7 @@ impl Gpu {
     }
 }
 
-fn status(py: Python<'_>, status: GpuStatus) -> PyResult<Py<PyAny>> {
+pub(crate) fn status(py: Python<'_>, status: GpuStatus) -> PyResult<Py<PyAny>> {
     let fields = (
         status.state.as_str(),
         status.requested_device,

@@ -21,6 +21,7 @@ mod results;
 mod running;
 mod streaming;
 mod vector;
+mod watching;
 
 /// The Rust half of medkg's clients.
 #[pyo3::pymodule]
@@ -41,6 +42,8 @@ mod _core {
     use crate::streaming::{AsyncEmbeddingStream, EmbeddingStream};
     #[pymodule_export]
     use crate::vector::{AsyncVector, Vector};
+    #[pymodule_export]
+    use crate::watching::{AsyncStatusWatch, StatusWatch};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

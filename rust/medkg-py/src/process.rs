@@ -136,7 +136,7 @@ impl Process {
         self.runtime.handle()
     }
 
-    fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         self.tag == Tag::now()
     }
 }

@@ -1,5 +1,7 @@
 //! `GpuService`: what the server computes on, and memory set aside on it.
 
+mod watch;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -10,6 +12,7 @@ use super::duration;
 use crate::call::{CallOptions, Caller, Method};
 use crate::error::ClientError;
 use crate::policy::classify::Service;
+pub use watch::StatusWatch;
 
 const STATUS: Method = Method {
     name: "GetStatus",
@@ -160,20 +163,7 @@ impl GpuClient {
             .request(&call, || v1::GetStatusRequest {}, send)
             .await?
             .message;
-        let state = match status.state() {
-            v1::DeviceState::Ready => DeviceState::Ready,
-            v1::DeviceState::Unspecified | v1::DeviceState::Unavailable => DeviceState::Unavailable,
-        };
-        Ok(GpuStatus {
-            state,
-            requested_device: status.requested_device,
-            active_device: status.active_device,
-            detail: status.detail,
-            server_version: status.server_version,
-            roles: status.roles,
-            uptime: duration(status.uptime),
-            threads: status.threads,
-        })
+        Ok(plain(status))
     }
 
     /// The devices that the server can compute on.
@@ -270,6 +260,24 @@ impl GpuClient {
             lease_id: lease_id.clone(),
         };
         Ok(self.caller.request(&call, message, send).await?.message.memory_bytes)
+    }
+}
+
+/// As the wire tells it.
+fn plain(status: v1::GetStatusResponse) -> GpuStatus {
+    let state = match status.state() {
+        v1::DeviceState::Ready => DeviceState::Ready,
+        v1::DeviceState::Unspecified | v1::DeviceState::Unavailable => DeviceState::Unavailable,
+    };
+    GpuStatus {
+        state,
+        requested_device: status.requested_device,
+        active_device: status.active_device,
+        detail: status.detail,
+        server_version: status.server_version,
+        roles: status.roles,
+        uptime: duration(status.uptime),
+        threads: status.threads,
     }
 }
 
