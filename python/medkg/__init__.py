@@ -135,7 +135,7 @@ _HOMES = ("errors", "config", "results", "call_context", "client", "aio")
 
 def __getattr__(name: str) -> Any:
     """Load a name when it is first used (PEP 562)."""
-    if name in _HOMES or name in {"filters", "local"}:
+    if name in _HOMES or name in {"filters", "local", "vectors"}:
         return import_module(f"medkg.{name}")
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"

@@ -59,7 +59,20 @@ TORCH_FAMILY = (
     "accelerate",
 )
 # Modules that `import medkg` must not load.
-HEAVY = ("dagster", "docling", "docling_core", "pydantic", "numpy", "tokenizers", "opentelemetry")
+HEAVY = (
+    "dagster",
+    "docling",
+    "docling_core",
+    "pydantic",
+    "numpy",
+    "tokenizers",
+    "opentelemetry",
+    "lancedb",
+    "pyarrow",
+    "pymilvus",
+)
+# Modules with one home in the package.
+VECTOR_HOMES = {"lancedb": "medkg.vectors.lance", "pyarrow": "medkg.vectors.lance", "pymilvus": "medkg.vectors.milvus"}
 NOUNS = ("gpu", "embedding", "reranking", "vector")
 
 
@@ -156,6 +169,14 @@ def dagster_at_home(root: Path) -> Iterator[str]:
     for path, name, item in _python_imports(root):
         if re.match(r"dagster(_\w+)?(\.|$)", item.module) and not name.startswith("medkg.dagster"):
             yield f"{path.relative_to(root)}:{item.line} imports {item.module}: only medkg/dagster/ may"
+
+
+def vector_homes(root: Path) -> Iterator[str]:
+    """Check direction 5: only its own module under medkg/vectors/ imports LanceDB or pymilvus."""
+    for path, name, item in _python_imports(root):
+        home = VECTOR_HOMES.get(item.module.split(".")[0], name)
+        if name != home:
+            yield f"{path.relative_to(root)}:{item.line} imports {item.module}: only {home} may"
 
 
 def light_import(root: Path) -> Iterator[str]:

@@ -24,6 +24,7 @@ RULES = [
     directions.torch_free_python,
     directions.one_way_into_the_extension,
     directions.dagster_at_home,
+    directions.vector_homes,
     directions.light_import,
     directions.same_noun,
 ]
@@ -117,6 +118,11 @@ BROKEN: list[tuple[Rule, dict[str, str], str]] = [
         directions.one_way_into_the_extension,
         {"python/medkg/client.py": "from . import _core\n", "python/medkg/chunking/a.py": "from .. import _core\n"},
         "python/medkg/chunking/a.py:1 imports medkg._core",
+    ),
+    (
+        directions.vector_homes,
+        {"python/medkg/vectors/lance.py": "import lancedb\n", "python/medkg/vectors/b.py": "from pymilvus import x\n"},
+        "python/medkg/vectors/b.py:1 imports pymilvus",
     ),
     (
         directions.dagster_at_home,

@@ -79,7 +79,8 @@ class TestWithEveryExtra:
             "print(json.dumps([evidence.of_this_process(), sorted(dist.name for dist in distributions())]))"
         )
         assert found[0] == NOTHING
-        assert {"medkg", "numpy", "dagster", "docling-core", "starlette", "opentelemetry-api"} <= set(found[1])
+        wanted = {"medkg", "numpy", "dagster", "docling-core", "starlette", "opentelemetry-api", "lancedb", "pymilvus"}
+        assert wanted <= set(found[1])
 
     def test_importing_every_module_brings_none(self, with_extras: CleanEnvironment) -> None:
         code = """
@@ -94,6 +95,7 @@ print(json.dumps([evidence.of_this_process(), names, medkg.__file__]))
         found, names, home = with_extras.run(SAY + code)
         assert found == NOTHING
         assert {"medkg._core", "medkg.aio", "medkg.chunking.chunker", "medkg.dagster.assets"} <= set(names)
+        assert {"medkg.vectors.lance", "medkg.vectors.milvus"} <= set(names)
         assert Path(home).is_relative_to(with_extras.site)
 
     def test_the_whole_pipeline_brings_none(
@@ -138,6 +140,7 @@ print(json.dumps([evidence.of_this_process(), len(answers[0].passages), vectors.
 
     def test_importing_medkg_is_light(self, with_extras: CleanEnvironment) -> None:
         heavy = ["numpy", "pydantic", "dagster", "docling", "docling_core", "opentelemetry", "starlette", "medkg._core"]
+        heavy += ["lancedb", "pyarrow", "pymilvus", "milvus_lite"]
         code = f"import json, sys, medkg\nprint(json.dumps([name for name in {heavy} if name in sys.modules]))"
         assert with_extras.run(code) == []
 
@@ -166,6 +169,8 @@ print(json.dumps([evidence.of_this_process(), shape, asyncio.run(twice())]))
         ("extra", "use"),
         [
             ("dagster", "import medkg.dagster"),
+            ("lance", "from medkg.vectors import LanceStore"),
+            ("milvus", "from medkg.vectors import MilvusStore"),
             ("dagster", "from medkg.dagster import GpuServicesResource"),
             ("chunking", "from medkg.chunking import Chunker"),
             ("chunking", "from medkg.chunking import load_document; load_document(__import__('sys').argv[1])"),
