@@ -1,4 +1,4 @@
-"""`make bench`, or `make bench SUITE=engine|client`: measures, writes bench/results and docs/performance.md.
+"""`make bench`, or `make bench SUITE=engine|client|vectors`: measures, writes bench/results and docs/performance.md.
 
 The exit status is 0 whether or not a bar holds: the table says it. Ctrl-C ends every process that was started.
 """
@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import client, engine, report
+from bench import client, engine, report, vectors
 from bench.machine import commit, machine
 from bench.suite import FULL, QUICK
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = ("engine", "client")
+SUITES = ("engine", "client", "vectors")
 RERANKER = ROOT / "gpu-server" / "models" / "medkg-reranker-minilm"
 
 
@@ -62,6 +62,11 @@ def run(suite: str, options: argparse.Namespace, say: Any) -> dict[str, Any]:
     if suite == "client":
         rows = client.measure(binary, ROOT / "proto", repetitions=options.rounds or 5, say=say)
         return {"rows": [row.as_json() for row in rows]}
+    if suite == "vectors":
+        folder = ROOT / "build" / "bench"
+        rows, versions = vectors.measure(binary, rounds=options.rounds or 5, folder=folder, say=say)
+        size = f"{vectors.POINTS:,} x {vectors.DIMENSION} vectors, k = {vectors.K}, {options.rounds or 5} rounds"
+        return {"mode": size, "versions": versions, "rows": [row.as_json() for row in rows]}
     plan = FULL if options.full else QUICK
     if options.rounds:
         plan = replace(plan, rounds=options.rounds)

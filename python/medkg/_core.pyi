@@ -161,7 +161,7 @@ class Vector:
         call: _Call,
         name: str,
         dimension: int,
-        metric: str,
+        how: tuple[str, str],
         exist_ok: bool,
     ) -> CollectionInfo: ...
     def collections(self, call: _Call) -> list[CollectionInfo]: ...
@@ -202,7 +202,7 @@ class AsyncVector:
         call: _Call,
         name: str,
         dimension: int,
-        metric: str,
+        how: tuple[str, str],
         exist_ok: bool,
     ) -> Awaitable[CollectionInfo]: ...
     def collections(self, call: _Call) -> Awaitable[list[CollectionInfo]]: ...

@@ -231,11 +231,12 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
         dimension: int,
         metric: Literal["cosine", "dot", "l2"] = "cosine",
         *,
+        storage: Literal["f32", "f16", "bf16"] = "f32",
         exist_ok: bool = False,
         **call: Unpack[CallOptions],
     ) -> CollectionInfo:
         """As :meth:`medkg.VectorClient.create_collection`."""
-        return await self._native.create_collection(resolve(**call), name, dimension, metric, exist_ok)
+        return await self._native.create_collection(resolve(**call), name, dimension, (metric, storage), exist_ok)
 
     async def collections(self, **call: Unpack[CallOptions]) -> list[CollectionInfo]:
         """As :meth:`medkg.VectorClient.collections`."""

@@ -266,6 +266,7 @@ class VectorClient(Client[_core.Vector]):
         dimension: int,
         metric: Literal["cosine", "dot", "l2"] = "cosine",
         *,
+        storage: Literal["f32", "f16", "bf16"] = "f32",
         exist_ok: bool = False,
         **call: Unpack[CallOptions],
     ) -> CollectionInfo:
@@ -275,13 +276,15 @@ class VectorClient(Client[_core.Vector]):
             name: 1 to 127 characters of ``[A-Za-z0-9._-]``, the first a letter or a digit.
             dimension: Elements of every vector, 1 to 8,192.
             metric: How nearness is measured; larger scores are always nearer.
-            exist_ok: Accept a collection of the same dimension and metric as it is.
+            storage: Element type of the vectors on the device: ``"f16"`` and ``"bf16"`` take half the memory, and
+                scores are those of the rounded vectors. :meth:`fetch` returns what was written whatever it is.
+            exist_ok: Accept a collection of the same dimension, metric and storage as it is.
             **call: See :class:`medkg.call_context.CallOptions`.
 
         Raises:
             AlreadyExistsError: It is there, and ``exist_ok`` is False or it differs.
         """
-        return self._native.create_collection(resolve(**call), name, dimension, metric, exist_ok)
+        return self._native.create_collection(resolve(**call), name, dimension, (metric, storage), exist_ok)
 
     def collections(self, **call: Unpack[CallOptions]) -> list[CollectionInfo]:
         """The tenant's collections, sorted by name."""

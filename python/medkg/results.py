@@ -304,12 +304,14 @@ class CollectionInfo:
         name: Its name.
         dimension: Elements of every vector.
         metric: How nearness is measured; larger is always nearer.
+        storage: Element type of the vectors on the device.
         created: True if this call made it.
     """
 
     name: str
     dimension: int
     metric: Literal["cosine", "dot", "l2"]
+    storage: Literal["f32", "f16", "bf16"]
     created: bool
 
 
@@ -366,6 +368,7 @@ class CollectionStatistics:
         name: Its name.
         dimension: Elements of every vector.
         metric: How nearness is measured.
+        storage: Element type of the vectors on the device.
         points: Points in it.
         device_bytes: Device memory that its vectors take, spare capacity included.
         disk_bytes: Bytes of its file.
@@ -376,6 +379,7 @@ class CollectionStatistics:
     name: str
     dimension: int
     metric: Literal["cosine", "dot", "l2"]
+    storage: Literal["f32", "f16", "bf16"]
     points: int
     device_bytes: int
     disk_bytes: int

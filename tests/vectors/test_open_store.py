@@ -95,7 +95,7 @@ with open_store(uri=sys.argv[1], tenant="demo", home=sys.argv[2]) as store:
     assert done.returncode == 0, done.stderr
     with open_store(uri=uri, tenant="demo", home=home) as store:
         assert isinstance(store, LanceStore if home == "lance" else MilvusStore)
-        assert store.list() == [medkg.CollectionInfo("kept", 3, "l2", created=False)]
+        assert store.list() == [medkg.CollectionInfo("kept", 3, "l2", "f32", created=False)]
         [[nearest]] = store.search("kept", VECTORS[1], 1)
         assert (nearest.id, nearest.score, nearest.payload) == ("b", 0.0, {"n": 1})
         assert store.count("kept", Exists("n")) == 1

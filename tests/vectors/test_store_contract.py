@@ -384,7 +384,7 @@ class TestCollections:
         assert store.create("other.one", 7, "l2").created
         listed = store.list()
         assert [info.name for info in listed] == sorted(info.name for info in listed)
-        assert medkg.CollectionInfo("other.one", 7, "l2", created=False) in listed
+        assert medkg.CollectionInfo("other.one", 7, "l2", "f32", created=False) in listed
         assert store.drop("other.one") == 0
         with pytest.raises(medkg.CollectionNotFoundError):
             store.drop("other.one")

@@ -30,6 +30,19 @@ pub enum Metric {
     L2,
 }
 
+/// Element type of the rows on the device. The file holds f32 whatever it is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Storage {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// IEEE 754 half precision: 11 significant bits, magnitudes up to 65,504.
+    F16,
+    /// bfloat16: 8 significant bits, the range of f32.
+    Bf16,
+}
+
 /// What never changes about a collection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Properties {
@@ -37,11 +50,19 @@ pub struct Properties {
     pub dimension: usize,
     /// How nearness is measured.
     pub metric: Metric,
+    /// Element type on the device; absent in files that are older than the choice.
+    #[serde(default)]
+    pub storage: Storage,
 }
 
 impl std::fmt::Display for Properties {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "dimension {}, metric {:?}", self.dimension, self.metric)
+        let Self {
+            dimension,
+            metric,
+            storage,
+        } = self;
+        write!(f, "dimension {dimension}, metric {metric:?}, storage {storage:?}")
     }
 }
 

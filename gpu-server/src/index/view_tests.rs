@@ -228,8 +228,11 @@ proptest! {
         want in proptest::option::of(want()),
         threshold in proptest::option::of(-3_i8..4),
         metric in prop_oneof![Just(Metric::Cosine), Just(Metric::Dot), Just(Metric::L2)],
+        storage in prop_oneof![Just(Storage::F32), Just(Storage::F16), Just(Storage::Bf16)],
     ) {
-        let mut view = View::new(Properties { dimension: 3, metric }, Device::Cpu).unwrap();
+        // Small whole numbers are the same in all types; unit vectors are not.
+        let storage = if metric == Metric::Cosine { Storage::F32 } else { storage };
+        let mut view = View::new(Properties { dimension: 3, metric, storage }, Device::Cpu).unwrap();
         let mut plain = Plain::new();
         for step in steps {
             apply(&mut view, &mut plain, step);
@@ -279,7 +282,16 @@ proptest! {
 /// One point per score, under dot.
 fn view_of(ids: &[&str], scores: &[f32]) -> View {
     let metric = Metric::Dot;
-    let mut view = View::new(Properties { dimension: 1, metric }, Device::Cpu).unwrap();
+    let storage = Storage::F32;
+    let mut view = View::new(
+        Properties {
+            dimension: 1,
+            metric,
+            storage,
+        },
+        Device::Cpu,
+    )
+    .unwrap();
     let ids: Vec<Arc<str>> = ids.iter().map(|id| Arc::from(*id)).collect();
     view.upsert(&ids, scores, Read::new()).unwrap();
     view
@@ -316,4 +328,65 @@ fn the_smallest_ids_win_over_several_tiles_where_everything_ties() {
     let mut view = view_of(&ids, &vec![1.0; count]);
     let wanted: Vec<String> = (0..10_000).map(|id| format!("{id:06}")).collect();
     assert_eq!(best(&mut view, 1.0, 10_000), wanted);
+}
+
+#[test]
+fn half_the_memory_and_the_scores_of_the_rounded_rows_summed_in_f32() {
+    // Sums of 256 products in f32 are far nearer than 1e-4; sums in half precision are hundredths away.
+    let (count, dimension) = (5_000, 256);
+    let mut random = numbers(7);
+    let rows: Vec<f32> = (0..count * dimension).map(|_| random()).collect();
+    let query: Vec<f32> = (0..dimension).map(|_| random()).collect();
+    let names: Vec<Arc<str>> = (0..count).map(|id| Arc::from(format!("{id:06}"))).collect();
+    for (storage, round) in [
+        (Storage::F16, (|x| half::f16::from_f32(x).to_f32()) as fn(f32) -> f32),
+        (Storage::Bf16, |x| half::bf16::from_f32(x).to_f32()),
+    ] {
+        let metric = Metric::Dot;
+        let mut view = View::new(
+            Properties {
+                dimension,
+                metric,
+                storage,
+            },
+            Device::Cpu,
+        )
+        .unwrap();
+        view.upsert(&names, &rows, Read::new()).unwrap();
+        assert_eq!(view.device_bytes(), (count * dimension * 2) as u64);
+        let ask = Ask {
+            queries: query.clone(),
+            k: 20,
+            filter: None,
+            threshold: None,
+        };
+        let found = view.search(&ask).unwrap().unwrap();
+        let rounded: Vec<f32> = rows.iter().map(|&x| round(x)).collect();
+        let mut scores: Vec<f64> = rounded
+            .chunks(dimension)
+            .map(|row| score(metric, &query, row))
+            .collect();
+        for hit in &found[0] {
+            let place: usize = hit.id.parse().unwrap();
+            assert!(
+                (f64::from(hit.score) - scores[place]).abs() < 1e-4,
+                "{storage:?} {hit:?}"
+            );
+        }
+        scores.sort_by(|a, b| b.total_cmp(a));
+        for (hit, wanted) in found[0].iter().zip(scores) {
+            assert!((f64::from(hit.score) - wanted).abs() < 1e-4, "{storage:?}");
+        }
+    }
+}
+
+/// Numbers in [-1, 1) that are the same in every run.
+fn numbers(seed: u64) -> impl FnMut() -> f32 {
+    let mut state = seed;
+    move || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        f32::from(u16::try_from(state >> 48).unwrap()) / 32_768.0 - 1.0
+    }
 }

@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::index::Collections;
 use crate::index::collection::Found;
-use crate::index::store::{Metric, Points, Properties};
+use crate::index::store::{Metric, Points, Properties, Storage};
 use crate::index::view::Ask;
 
 const MAX_DIMENSION: u32 = 8_192;
@@ -87,9 +87,19 @@ impl Vectors {
                 return Err(Error::invalid("collection.metric", problem));
             }
         };
+        let storage = match v1::DataType::try_from(wanted.storage) {
+            Ok(v1::DataType::Unspecified | v1::DataType::F32) => Storage::F32,
+            Ok(v1::DataType::F16) => Storage::F16,
+            Ok(v1::DataType::Bf16) => Storage::Bf16,
+            Ok(v1::DataType::Int8 | v1::DataType::Binary) | Err(_) => {
+                let problem = "must be DATA_TYPE_F32, DATA_TYPE_F16 or DATA_TYPE_BF16";
+                return Err(Error::invalid("collection.storage", problem));
+            }
+        };
         let properties = Properties {
             dimension: wanted.dimension as usize,
             metric,
+            storage,
         };
         let created = self
             .collections()?
@@ -109,7 +119,7 @@ impl Vectors {
         let handle = self.collections()?.get(tenant, &request.collection)?;
         let collection = handle.open()?;
         ids(&request.ids)?;
-        let Properties { dimension, metric } = collection.properties;
+        let Properties { dimension, metric, .. } = collection.properties;
         let vectors = validate::vectors("vectors", request.vectors, dimension, metric == Metric::Cosine)?;
         if vectors.len() != request.ids.len() * dimension {
             let (rows, ids) = (vectors.len() / dimension, request.ids.len());
@@ -117,6 +127,9 @@ impl Vectors {
                 "vectors.shape",
                 format!("has {rows} rows for {ids} ids"),
             ));
+        }
+        if metric != Metric::Cosine && collection.properties.storage == Storage::F16 {
+            fits_f16(&vectors, dimension)?;
         }
         payloads(&request.payloads, request.ids.len())?;
         let total = request.ids.len() as u64;
@@ -146,7 +159,7 @@ impl Vectors {
                 format!("is {}; it must be 1 to {MAX_K}", request.k),
             ));
         }
-        let Properties { dimension, metric } = collection.properties;
+        let Properties { dimension, metric, .. } = collection.properties;
         let queries = validate::vectors("queries", request.queries, dimension, metric == Metric::Cosine)?;
         let count = queries.len() / dimension;
         validate::count("queries", count, MAX_QUERIES)?;
@@ -235,14 +248,35 @@ impl Vectors {
     }
 }
 
+/// Unit vectors always fit; others may become infinite in half precision.
+fn fits_f16(vectors: &[f32], dimension: usize) -> Result<(), Error> {
+    let most = half::f16::MAX.to_f32();
+    let Some(at) = vectors.iter().position(|value| value.abs() > most) else {
+        return Ok(());
+    };
+    let problem = format!(
+        "has {:e} at element {}; the collection keeps f16, which holds magnitudes up to {most}: scale it down, or make a \
+         collection with storage bf16 or f32",
+        vectors[at],
+        at % dimension
+    );
+    Err(Error::invalid(format!("vectors[{}]", at / dimension), problem))
+}
+
 fn describe(name: &str, properties: Properties) -> v1::Collection {
     let metric = match properties.metric {
         Metric::Cosine => v1::Metric::Cosine,
         Metric::Dot => v1::Metric::Dot,
         Metric::L2 => v1::Metric::L2,
     };
+    let storage = match properties.storage {
+        Storage::F32 => v1::DataType::F32,
+        Storage::F16 => v1::DataType::F16,
+        Storage::Bf16 => v1::DataType::Bf16,
+    };
     let dimension = u32::try_from(properties.dimension).unwrap_or(u32::MAX);
     v1::Collection {
+        storage: storage.into(),
         name: name.to_owned(),
         dimension,
         metric: metric.into(),

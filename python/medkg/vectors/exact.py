@@ -114,7 +114,7 @@ class ExactStore(VectorStore):
             if not exist_ok or (found.dimension, found.metric) != (dimension, metric):
                 raise checks.already_there(found, self._tenant)
             return found
-        made = CollectionInfo(name, dimension, metric, created=True)
+        made = CollectionInfo(name, dimension, metric, "f32", created=True)
         self._make(made)
         return made
 

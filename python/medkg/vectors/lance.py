@@ -74,9 +74,8 @@ class LanceStore(ExactStore):
         properties = (schema.metadata or {}).get(_PROPERTIES)
         if properties is None:  # somebody else's
             return None
-        return CollectionInfo(
-            name, schema.field("vector").type.list_size, json.loads(properties)["metric"], created=False
-        )
+        dimension, metric = schema.field("vector").type.list_size, json.loads(properties)["metric"]
+        return CollectionInfo(name, dimension, metric, "f32", created=False)
 
     def _make(self, info: CollectionInfo) -> None:
         self._database.create_table(info.name, schema=_schema(info))

@@ -94,7 +94,8 @@ class MilvusStore(ExactStore):
         fields = {field["name"]: field for field in self._client.describe_collection(spelt)["fields"]}
         kind = self._client.describe_index(spelt, "vector")["metric_type"]
         metric = next(metric for metric, theirs in _METRICS.items() if theirs == kind)
-        return CollectionInfo(name, int(fields["vector"]["params"]["dim"]), cast("Metric", metric), created=False)
+        dimension = int(fields["vector"]["params"]["dim"])
+        return CollectionInfo(name, dimension, cast("Metric", metric), "f32", created=False)
 
     def _make(self, info: CollectionInfo) -> None:
         schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)

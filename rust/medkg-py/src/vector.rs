@@ -2,7 +2,7 @@
 
 use medkg_client::Service;
 use medkg_client::service::vector::{
-    CollectionInfo, CollectionStatistics, Fetched, Hits, Metric, Points, SearchRequest, Upserted,
+    CollectionInfo, CollectionStatistics, Fetched, Hits, Metric, Points, SearchRequest, Storage, Upserted,
 };
 use pyo3::IntoPyObjectExt as _;
 use pyo3::intern;
@@ -66,12 +66,13 @@ impl Vector {
         call: CallTuple,
         name: String,
         dimension: u32,
-        metric: &str,
+        how: (String, String),
         exist_ok: bool,
     ) -> PyResult<Py<PyAny>> {
         let arguments = arguments(py, "CreateCollection");
         let options = arguments.call(call)?;
-        let metric = match metric {
+        let (metric, storage) = how;
+        let metric = match metric.as_str() {
             "cosine" => Metric::Cosine,
             "dot" => Metric::Dot,
             "l2" => Metric::L2,
@@ -80,11 +81,20 @@ impl Vector {
                 return Err(arguments.invalid("metric", &what));
             }
         };
+        let storage = match storage.as_str() {
+            "f32" => Storage::F32,
+            "f16" => Storage::F16,
+            "bf16" => Storage::Bf16,
+            other => {
+                let what = format!("is {other:?}; give \"f32\", \"f16\" or \"bf16\"");
+                return Err(arguments.invalid("storage", &what));
+            }
+        };
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move {
             client
                 .vector()
-                .create_collection(name, dimension, metric, exist_ok, &options)
+                .create_collection(name, dimension, (metric, storage), exist_ok, &options)
                 .await
         };
         run(py, &process, self.mode, None, start, |py, info| {
@@ -276,7 +286,8 @@ fn to_json(arguments: Arguments<'_>, payloads: &Bound<'_, PyAny>) -> PyResult<Ve
 }
 
 fn collection(py: Python<'_>, info: CollectionInfo) -> PyResult<Bound<'_, PyAny>> {
-    results::class(py, "CollectionInfo")?.call1((info.name, info.dimension, info.metric.as_str(), info.created))
+    let (metric, storage) = (info.metric.as_str(), info.storage.as_str());
+    results::class(py, "CollectionInfo")?.call1((info.name, info.dimension, metric, storage, info.created))
 }
 
 fn hits(py: Python<'_>, answer: Hits) -> PyResult<Py<PyAny>> {
@@ -313,6 +324,7 @@ fn statistics(py: Python<'_>, found: CollectionStatistics) -> PyResult<Py<PyAny>
         found.name,
         found.dimension,
         found.metric.as_str(),
+        found.storage.as_str(),
         found.points,
         found.device_bytes,
         found.disk_bytes,

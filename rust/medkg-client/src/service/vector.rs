@@ -61,7 +61,7 @@ const ELEMENT: usize = size_of::<f32>();
 
 pub use filter::{Bounds, Filter, FilterValue, MAX_FILTER_DEPTH};
 pub use values::{
-    CollectionInfo, CollectionStatistics, Fetched, Hit, Hits, Matrix, Metric, Points, SearchRequest, Upserted,
+    CollectionInfo, CollectionStatistics, Fetched, Hit, Hits, Matrix, Metric, Points, SearchRequest, Storage, Upserted,
 };
 
 /// Calls `VectorService`.
@@ -80,7 +80,7 @@ impl VectorClient {
         &self,
         name: String,
         dimension: u32,
-        metric: Metric,
+        (metric, storage): (Metric, Storage),
         exist_ok: bool,
         options: &CallOptions,
     ) -> Result<CollectionInfo, ClientError> {
@@ -91,11 +91,17 @@ impl VectorClient {
             Metric::Dot => v1::Metric::Dot,
             Metric::L2 => v1::Metric::L2,
         };
+        let storage = match storage {
+            Storage::F32 => v1::DataType::F32,
+            Storage::F16 => v1::DataType::F16,
+            Storage::Bf16 => v1::DataType::Bf16,
+        };
         let message = || v1::CreateCollectionRequest {
             collection: Some(v1::Collection {
                 name: name.clone(),
                 dimension,
                 metric: metric.into(),
+                storage: storage.into(),
             }),
             exist_ok,
         };
@@ -284,6 +290,7 @@ impl VectorClient {
             name: info.name,
             dimension: info.dimension,
             metric: info.metric,
+            storage: info.storage,
             points: found.points,
             device_bytes: found.device_bytes,
             disk_bytes: found.disk_bytes,
@@ -308,7 +315,15 @@ fn collection(found: Option<v1::Collection>, created: bool) -> Option<Collection
         v1::Metric::Dot => Metric::Dot,
         v1::Metric::L2 => Metric::L2,
     };
+    let storage = match found.storage() {
+        v1::DataType::Unspecified | v1::DataType::F32 => Storage::F32,
+        v1::DataType::F16 => Storage::F16,
+        v1::DataType::Bf16 => Storage::Bf16,
+        // Of no server that this client knows.
+        v1::DataType::Int8 | v1::DataType::Binary => return None,
+    };
     Some(CollectionInfo {
+        storage,
         name: found.name,
         dimension: found.dimension,
         metric,

@@ -3174,6 +3174,10 @@ pub struct Collection {
     /// How nearness is measured.
     #[prost(enumeration = "Metric", tag = "3")]
     pub metric: i32,
+    /// Element type of the vectors on the device: DATA_TYPE_F32 (also if unspecified), DATA_TYPE_F16 or DATA_TYPE_BF16. Half the
+    /// memory, and scores are those of the rounded vectors, summed in f32. On disk they stay as they were written.
+    #[prost(enumeration = "DataType", tag = "4")]
+    pub storage: i32,
 }
 /// Asks for a new collection.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3181,7 +3185,7 @@ pub struct CreateCollectionRequest {
     /// What to make.
     #[prost(message, optional, tag = "1")]
     pub collection: ::core::option::Option<Collection>,
-    /// If true, a collection of the same dimension and metric is accepted as it is.
+    /// If true, a collection of the same dimension, metric and storage is accepted as it is.
     #[prost(bool, tag = "2")]
     pub exist_ok: bool,
 }

@@ -31,6 +31,30 @@ impl Metric {
     }
 }
 
+/// Element type of a collection's rows on the device.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Storage {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+}
+
+impl Storage {
+    /// `f32`, `f16` or `bf16`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
 /// A collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -41,6 +65,8 @@ pub struct CollectionInfo {
     pub dimension: u32,
     /// How nearness is measured.
     pub metric: Metric,
+    /// Element type on the device.
+    pub storage: Storage,
     /// True if this call made it.
     pub created: bool,
 }
@@ -159,6 +185,8 @@ pub struct CollectionStatistics {
     pub dimension: u32,
     /// How nearness is measured.
     pub metric: Metric,
+    /// Element type on the device.
+    pub storage: Storage,
     /// Points in it.
     pub points: u64,
     /// Bytes of device memory.
