@@ -1,6 +1,7 @@
 //! The command line and the environment, parsed once and validated whole before anything is bound or loaded.
 
 mod device_choice;
+mod memory_thresholds;
 pub mod models;
 pub mod models_file;
 mod production;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 
 pub use device_choice::DeviceChoice;
+pub use memory_thresholds::MemoryThresholds;
 use models::{Bytes, ModelSource, ModelSpec, Purpose};
 use models_file::{Listed, ModelsFile};
 
@@ -101,6 +103,12 @@ pub struct Arguments {
     /// Seconds in which calls and health checks are told that the GPU is lost, before the process exits with 75.
     #[arg(long, env = "MEDKG_GPU_LOST_GRACE", default_value = "10")]
     gpu_lost_grace: f64,
+    /// Fraction of the GPU's memory in use from which on it is warned of.
+    #[arg(long, env = "MEDKG_GPU_MEMORY_WARN", default_value = "0.85")]
+    gpu_memory_warn: f64,
+    /// Fraction of the GPU's memory in use from which on it is told to be critical.
+    #[arg(long, env = "MEDKG_GPU_MEMORY_CRITICAL", default_value = "0.95")]
+    gpu_memory_critical: f64,
     /// An embedding model as NAME=DIRECTORY; may be repeated; the first one is the default.
     #[arg(long, env = "MEDKG_EMBEDDING_MODELS", value_delimiter = ',')]
     embedding_model: Vec<ModelSource>,
@@ -187,6 +195,8 @@ pub struct ServerConfig {
     pub require_gpu: bool,
     /// How long the loss of the GPU is told before the process exits.
     pub lost_grace: Duration,
+    /// From which fractions on the GPU's memory is told to be short.
+    pub memory_thresholds: MemoryThresholds,
     /// The models that flags name, in their order.
     pub models: Vec<ModelSpec>,
     /// The models file and what it says.
@@ -253,6 +263,8 @@ impl ServerConfig {
                     .to_owned(),
             );
         }
+        let memory = MemoryThresholds::try_new(arguments.gpu_memory_warn, arguments.gpu_memory_critical);
+        let memory_thresholds = memory.map_err(|problem| problems.push(problem)).ok();
         if arguments.queue_tokens == 0 {
             problems.push("--queue-tokens: expected at least 1".to_owned());
         }
@@ -271,9 +283,9 @@ impl ServerConfig {
                 ));
             }
         }
-        if !problems.is_empty() {
+        let Some(memory_thresholds) = memory_thresholds.filter(|_| problems.is_empty()) else {
             return Err(problems);
-        }
+        };
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let default_batch = match arguments.device {
             // Larger ones gain nothing on a CPU, and make others wait longer; a GPU needs enough rows to fill it.
@@ -292,6 +304,7 @@ impl ServerConfig {
             device: arguments.device,
             require_gpu: arguments.require_gpu_at_start,
             lost_grace: Duration::from_secs_f64(arguments.gpu_lost_grace),
+            memory_thresholds,
             compute_type: arguments.dtype,
             threads: if arguments.threads == 0 {
                 cores
@@ -428,6 +441,16 @@ mod tests {
             let problems = parse(&format!("gpu-server --services gpu --gpu-lost-grace={nonsense}")).unwrap_err();
             assert!(problems[0].starts_with("--gpu-lost-grace"), "{problems:?}");
         }
+    }
+
+    #[test]
+    fn the_thresholds_of_memory_are_checked() {
+        let line = "gpu-server --services gpu";
+        let usual = MemoryThresholds::try_new(0.85, 0.95).unwrap();
+        assert_eq!(parse(line).unwrap().memory_thresholds, usual);
+        let problems = parse(&format!("{line} --gpu-memory-warn 0.96")).unwrap_err();
+        assert!(problems[0].starts_with("--gpu-memory-warn 0.96"), "{problems:?}");
+        assert!(parse(&format!("{line} --gpu-memory-warn 0.96 --gpu-memory-critical 1")).is_ok());
     }
 
     #[test]

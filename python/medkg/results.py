@@ -400,6 +400,10 @@ class GpuStatus:
         roles: The roles it serves.
         uptime: Seconds since it started.
         threads: Threads that one operation on the CPU may use.
+        memory_pressure: How short the active GPU's memory is: ``"warn"`` from the server's ``--gpu-memory-warn`` on,
+            ``"critical"`` from ``--gpu-memory-critical`` on; None on a CPU, and where it is not known.
+        used_memory_bytes: Bytes of that memory that all processes use; None where it is not known.
+        total_memory_bytes: Bytes that it has; 0 where it is not known.
     """
 
     state: Literal["ready", "unavailable"]
@@ -410,6 +414,9 @@ class GpuStatus:
     roles: list[str]
     uptime: float
     threads: int
+    memory_pressure: Literal["normal", "warn", "critical"] | None
+    used_memory_bytes: int | None
+    total_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,8 @@ def test_the_server_says_what_it_computes_on(client: medkg.GpuClient) -> None:
     assert (status.state, status.requested_device, status.active_device) == ("ready", "cpu", "cpu")
     assert set(status.roles) == {"gpu", "embedding", "reranking", "vector"}
     assert status.uptime > 0
+    # Of a GPU only.
+    assert (status.memory_pressure, status.used_memory_bytes, status.total_memory_bytes) == (None, None, 0)
     [device] = client.devices()
     assert (device.id, device.kind, device.active) == ("cpu", "cpu", True)
     assert device.total_memory_bytes > 0

@@ -2,7 +2,7 @@
 //!
 //! `probe` decides once, at start, and never falls back: a server told to use CUDA either computes on CUDA or refuses
 //! every call with the reason. `fault` is the latch that a lost GPU closes while the server runs; `watch` and `canary` see
-//! that it is lost when no call does.
+//! that it is lost when no call does. `pressure` is how full its memory is.
 
 pub mod canary;
 pub mod cuda;
@@ -13,6 +13,7 @@ pub mod host;
 pub mod leases;
 mod message;
 pub mod nvml;
+pub mod pressure;
 #[cfg(test)]
 pub mod stand_in;
 pub mod watch;

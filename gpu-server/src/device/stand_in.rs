@@ -33,6 +33,8 @@ pub struct StandIn {
     events: u64,
     /// °C.
     pub temperature: u32,
+    /// Bytes in use, of 1000.
+    pub used: u64,
     /// Uncorrectable ECC errors so far.
     pub uncorrected: u64,
     /// Fallen off the bus.
@@ -47,6 +49,7 @@ impl StandIn {
             folder: tempfile::tempdir().unwrap(),
             events: 0,
             temperature: 40,
+            used: 100,
             uncorrected: 2,
             lost: false,
             xid: 0,
@@ -81,13 +84,14 @@ impl StandIn {
         let Self {
             events,
             temperature,
+            used,
             uncorrected,
             xid,
             ..
         } = self;
         let lost = u8::from(self.lost);
         let state = format!(
-            "device {UUID} bus=00000000:01:00.0 total=1000 used=100 temp={temperature} cc=9.0 mig=0 parent=- lost={lost} \
+            "device {UUID} bus=00000000:01:00.0 total=1000 used={used} temp={temperature} cc=9.0 mig=0 parent=- lost={lost} \
              ecc={uncorrected} name=NVIDIA H100\nxid {events} {xid}\n"
         );
         // Renamed over: it is read at any moment.

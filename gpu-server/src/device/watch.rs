@@ -1,4 +1,4 @@
-//! Watches one GPU through NVML: critical Xid errors, a lost device, uncorrectable ECC errors, heat.
+//! Watches one GPU through NVML: critical Xid errors, a lost device, uncorrectable ECC errors, heat, memory in use.
 //!
 //! Which Xid means that a GPU can compute no more? NVIDIA's own Kubernetes plugin takes every critical one for that, but for
 //! six that an application causes (`internal/rm/health.go` in NVIDIA/k8s-device-plugin, after
@@ -21,6 +21,7 @@ use nvml_wrapper::{Device, Nvml};
 
 use super::fault::FaultLatch;
 use super::nvml;
+use super::pressure::Gauge;
 use crate::error::Error;
 
 /// How often the device is asked how it is, and how long an event is waited for.
@@ -58,8 +59,8 @@ impl From<NvmlError> for End {
 
 impl Watched {
     /// Watches until the process stops or the latch is closed.
-    pub fn run(&self, latch: &FaultLatch, stopping: &Arc<AtomicBool>) {
-        match self.follow(latch, stopping) {
+    pub fn run(&self, latch: &FaultLatch, gauge: &Gauge, stopping: &Arc<AtomicBool>) {
+        match self.follow(latch, gauge, stopping) {
             Ok(()) => {}
             Err(End::Lost(what)) => {
                 let detail = format!("{}: {what}", self.id);
@@ -69,9 +70,11 @@ impl Watched {
                 tracing::warn!(device = %self.id, %error, "NVML does not watch the GPU; the canary alone does");
             }
         }
+        // What was read is not the truth any more. After the latch, so that a loss is told as one change.
+        gauge.forget();
     }
 
-    fn follow(&self, latch: &FaultLatch, stopping: &Arc<AtomicBool>) -> Result<(), End> {
+    fn follow(&self, latch: &FaultLatch, gauge: &Gauge, stopping: &Arc<AtomicBool>) -> Result<(), End> {
         let nvml = nvml::open(self.library.as_deref())?;
         let device = nvml.device_by_uuid(self.uuid.as_str())?;
         // First: what happens from here on is either counted or told.
@@ -88,6 +91,10 @@ impl Watched {
                 },
             }
             health.look(&device, &self.id)?;
+            match known(device.memory_info())? {
+                Some(memory) => gauge.read(&self.id, memory.used, memory.total),
+                None => gauge.forget(),
+            }
         }
         Ok(())
     }
@@ -199,11 +206,14 @@ mod tests {
     use std::thread::JoinHandle;
 
     use super::*;
+    use crate::config::MemoryThresholds;
+    use crate::device::pressure::Pressure;
     use crate::device::stand_in::{self, StandIn};
 
     /// A watch that has begun.
     struct Watch {
         latch: FaultLatch,
+        gauge: Gauge,
         stopping: Arc<AtomicBool>,
         thread: JoinHandle<()>,
     }
@@ -211,13 +221,15 @@ mod tests {
     impl Watch {
         fn of(watched: Watched) -> Self {
             let (latch, stopping) = (FaultLatch::new(None), Arc::new(AtomicBool::new(false)));
-            let (latch_of_thread, stop) = (latch.clone(), Arc::clone(&stopping));
+            let gauge = Gauge::new(MemoryThresholds::try_new(0.85, 0.95).unwrap());
+            let (latch_of_thread, gauge_of_thread, stop) = (latch.clone(), gauge.clone(), Arc::clone(&stopping));
             let begun = stand_in::forget_watch(&watched);
-            let thread = std::thread::spawn(move || watched.run(&latch_of_thread, &stop));
+            let thread = std::thread::spawn(move || watched.run(&latch_of_thread, &gauge_of_thread, &stop));
             // What was there before does not count.
             stand_in::eventually(|| begun.exists());
             Self {
                 latch,
+                gauge,
                 stopping,
                 thread,
             }
@@ -276,6 +288,29 @@ mod tests {
     }
 
     #[test]
+    fn memory_in_use_is_read_as_it_changes_and_forgotten_at_the_end() {
+        let mut nvml = StandIn::new();
+        let watch = Watch::of(nvml.watched());
+        for (used, pressure) in [
+            (100, Pressure::Normal),
+            (900, Pressure::Warn),
+            (960, Pressure::Critical),
+            (940, Pressure::Critical),
+            (840, Pressure::Warn),
+            (200, Pressure::Normal),
+        ] {
+            nvml.used = used;
+            nvml.play();
+            stand_in::eventually(|| watch.gauge.now().is_some_and(|memory| memory.used == used));
+            let memory = watch.gauge.now().unwrap();
+            assert_eq!((memory.total, memory.pressure), (1000, pressure), "{used} bytes in use");
+        }
+        watch.stopping.store(true, Ordering::Release);
+        watch.thread.join().unwrap();
+        assert!(watch.gauge.now().is_none());
+    }
+
+    #[test]
     fn a_machine_without_nvml_is_not_a_lost_gpu() {
         let watched = Watched {
             library: Some(PathBuf::from("/nowhere/libnvidia-ml.so.1")),
@@ -283,7 +318,9 @@ mod tests {
             id: "cuda:0".to_owned(),
         };
         let latch = FaultLatch::new(None);
-        watched.run(&latch, &Arc::default());
+        let gauge = Gauge::new(MemoryThresholds::try_new(0.85, 0.95).unwrap());
+        watched.run(&latch, &gauge, &Arc::default());
+        assert!(gauge.now().is_none());
         assert!(latch.fault().is_none());
     }
 

@@ -42,6 +42,7 @@ use crate::config::{DeviceChoice, ServerConfig};
 use crate::device::ActiveDevice;
 use crate::device::canary::{self, Canary};
 use crate::device::fault::FaultLatch;
+use crate::device::pressure::Gauge;
 use crate::device::watch::Watched;
 use crate::error::Error;
 use crate::index::view::Views;
@@ -68,6 +69,8 @@ pub struct Engine {
     pub models: Arc<Registry>,
     /// Closed once the device is lost.
     pub latch: FaultLatch,
+    /// How full the GPU's memory is.
+    pub memory: Gauge,
     /// What computes; none where nothing does.
     pub device: Option<ActiveDevice>,
     scheduler: Arc<Scheduler>,
@@ -102,6 +105,7 @@ impl Engine {
         let engine = Self {
             models: Arc::new(models),
             latch,
+            memory: Gauge::new(config.memory_thresholds),
             device,
             scheduler: Arc::new(Scheduler::new(shape, config.queue_tokens)),
             turns: Turns::new(config.threads),
@@ -143,8 +147,8 @@ impl Engine {
     }
 
     fn watch(&self, watched: Watched) -> Result<(), Error> {
-        let (latch, stopping) = (self.latch.clone(), Arc::clone(&self.stopping));
-        self.spawn("gpu-watch", move || watched.run(&latch, &stopping))
+        let (latch, memory, stopping) = (self.latch.clone(), self.memory.clone(), Arc::clone(&self.stopping));
+        self.spawn("gpu-watch", move || watched.run(&latch, &memory, &stopping))
     }
 
     fn listen(&self, canary: Canary<impl FnMut() -> Result<(), Error> + Send + 'static>) -> Result<(), Error> {

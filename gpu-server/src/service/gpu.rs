@@ -3,10 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use futures_util::stream::{self, BoxStream, Stream, StreamExt as _};
 use medkg_proto::v1;
 use medkg_proto::v1::gpu_service_server::GpuService;
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
 use super::call;
@@ -14,6 +14,7 @@ use crate::config::{DeviceChoice, Role, ServerConfig};
 use crate::device;
 use crate::device::DeviceInfo;
 use crate::device::leases::{Leases, TTL};
+use crate::device::pressure::{Memory, Pressure};
 use crate::engine::Engine;
 use crate::error::Error;
 
@@ -65,6 +66,13 @@ impl Gpu {
             || active.map_or_else(String::new, |device| device.detail.clone()),
             |fault| fault.to_string(),
         );
+        let memory = active.and_then(|_| self.engine.memory.now());
+        let pressure = match memory.map(|memory| memory.pressure) {
+            None => v1::MemoryPressure::Unspecified,
+            Some(Pressure::Normal) => v1::MemoryPressure::Normal,
+            Some(Pressure::Warn) => v1::MemoryPressure::Warn,
+            Some(Pressure::Critical) => v1::MemoryPressure::Critical,
+        };
         v1::GetStatusResponse {
             state: state.into(),
             requested_device: self.choice.to_string(),
@@ -74,7 +82,25 @@ impl Gpu {
             roles: self.roles.clone(),
             uptime: prost_types::Duration::try_from(self.started.elapsed()).ok(),
             threads: self.threads,
+            memory_pressure: pressure.into(),
+            used_memory_bytes: memory.map(|memory| memory.used),
+            total_memory_bytes: memory.map_or(0, |memory| memory.total),
         }
+    }
+
+    /// The status now and whenever it is another one, until the process stops. It is made when the reader has room for it:
+    /// nothing is kept for a slow one, which gets the newest.
+    fn statuses(&self) -> impl Stream<Item = v1::GetStatusResponse> + Send + use<> {
+        let watching = Watching {
+            gpu: self.clone(),
+            memory: self.engine.memory.changes(),
+            stopping: self.stopping.clone(),
+            told: None,
+        };
+        stream::unfold(watching, async |mut watching| {
+            let status = watching.next().await?;
+            Some((status, watching))
+        })
     }
 
     async fn devices(&self) -> Result<Vec<DeviceInfo>, Error> {
@@ -120,6 +146,36 @@ impl Gpu {
     }
 }
 
+/// A reader of the status.
+struct Watching {
+    gpu: Gpu,
+    memory: watch::Receiver<Option<Memory>>,
+    stopping: watch::Receiver<bool>,
+    /// State, detail and pressure that it has been told.
+    told: Option<(i32, String, i32)>,
+}
+
+impl Watching {
+    /// The next status that differs from the one told; none once the process stops.
+    async fn next(&mut self) -> Option<v1::GetStatusResponse> {
+        loop {
+            let status = self.gpu.status();
+            let now = (status.state, status.detail.clone(), status.memory_pressure);
+            if self.told.as_ref() != Some(&now) {
+                self.told = Some(now);
+                return Some(status);
+            }
+            let lost = status.state() == v1::DeviceState::Unavailable;
+            tokio::select! {
+                biased;
+                _ = self.gpu.engine.latch.wait(), if !lost => {}
+                Ok(()) = self.memory.changed() => {}
+                _ = self.stopping.wait_for(|stop| *stop) => return None,
+            }
+        }
+    }
+}
+
 /// How long a lease shall hold.
 fn ttl(asked: Option<prost_types::Duration>) -> Result<Duration, Error> {
     let (shortest, longest, usual) = TTL;
@@ -135,7 +191,7 @@ fn ttl(asked: Option<prost_types::Duration>) -> Result<Duration, Error> {
 
 #[tonic::async_trait]
 impl GpuService for Gpu {
-    type WatchStatusStream = ReceiverStream<Result<v1::WatchStatusResponse, Status>>;
+    type WatchStatusStream = BoxStream<'static, Result<v1::WatchStatusResponse, Status>>;
 
     async fn get_status(
         &self,
@@ -153,31 +209,8 @@ impl GpuService for Gpu {
     ) -> Result<Response<Self::WatchStatusStream>, Status> {
         let read = |_| async { Ok(()) };
         call::unary(request.metadata(), "GpuService/WatchStatus", read).await?;
-        let (sender, receiver) = mpsc::channel(2);
         let tell = |status| Ok(v1::WatchStatusResponse { status: Some(status) });
-        let first = self.status();
-        let lost = first.state() == v1::DeviceState::Unavailable;
-        // There is room for two, and the device's state changes once at most: nothing waits here for a slow reader.
-        let _ = sender.try_send(tell(first));
-        let (this, mut stopping) = (self.clone(), self.stopping.clone());
-        tokio::spawn(async move {
-            let changes = async {
-                if !lost {
-                    this.engine.latch.wait().await;
-                    let _ = sender.try_send(tell(this.status()));
-                }
-                std::future::pending::<()>().await;
-            };
-            let stops = async move {
-                let _ = stopping.wait_for(|stop| *stop).await;
-            };
-            tokio::select! {
-                () = changes => {}
-                () = sender.closed() => {}
-                () = stops => {}
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        Ok(Response::new(self.statuses().map(tell).boxed()))
     }
 
     async fn list_devices(

@@ -119,6 +119,65 @@ async fn a_gpu_that_is_lost_is_told_everywhere_and_ends_the_process() {
     assert!(status.next().await.is_none(), "the watch ends with the server");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_that_runs_short_is_told_to_whoever_watches_and_whoever_asks() {
+    let mut nvml = StandIn::new();
+    let (address, server) = start(&nvml).await;
+    let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
+    let mut gpu = GpuServiceClient::new(channel.clone());
+    let request = of_tenant(v1::WatchStatusRequest {});
+    let mut watch = gpu.watch_status(request).await.unwrap().into_inner();
+    // One that reads nothing meanwhile holds nobody up.
+    let request = of_tenant(v1::WatchStatusRequest {});
+    let mut slow = gpu.watch_status(request).await.unwrap().into_inner();
+    let pressures = [
+        (100, v1::MemoryPressure::Normal),
+        (900, v1::MemoryPressure::Warn),
+        (960, v1::MemoryPressure::Critical),
+        (100, v1::MemoryPressure::Normal),
+    ];
+    for (used, pressure) in pressures {
+        nvml.used = used;
+        nvml.play();
+        let mut told = watch.next().await.unwrap().unwrap().status.unwrap();
+        if told.memory_pressure() == v1::MemoryPressure::Unspecified {
+            // It was asked before NVML was.
+            told = watch.next().await.unwrap().unwrap().status.unwrap();
+        }
+        assert_eq!((told.memory_pressure(), told.total_memory_bytes), (pressure, 1000));
+        assert_eq!(
+            (told.state(), told.used_memory_bytes),
+            (v1::DeviceState::Ready, Some(used))
+        );
+        let asked = gpu
+            .get_status(of_tenant(v1::GetStatusRequest {}))
+            .await
+            .unwrap()
+            .into_inner();
+        assert_eq!(
+            (asked.memory_pressure(), asked.used_memory_bytes),
+            (pressure, Some(used))
+        );
+    }
+    nvml.xid(79);
+    let told = watch.next().await.unwrap().unwrap().status.unwrap();
+    assert_eq!(told.state(), v1::DeviceState::Unavailable);
+    assert_eq!(
+        (told.memory_pressure(), told.used_memory_bytes, told.total_memory_bytes),
+        (v1::MemoryPressure::Unspecified, None, 0)
+    );
+    let mut last = None;
+    while let Some(status) = slow.next().await {
+        last = status.unwrap().status;
+    }
+    assert_eq!(
+        last.unwrap().state(),
+        v1::DeviceState::Unavailable,
+        "the newest is never left out"
+    );
+    assert!(matches!(server.await.unwrap(), Err(ServeError::Lost(_))));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_gpu_that_was_never_there_does_not_end_the_process() {
     let fault = Error::GpuUnavailable {

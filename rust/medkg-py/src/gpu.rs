@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use medkg_client::Service;
-use medkg_client::service::gpu::{AllocateRequest, DeviceInfo, GpuStatus, Lease};
+use medkg_client::service::gpu::{AllocateRequest, DeviceInfo, GpuStatus, Lease, MemoryPressure};
 use pyo3::IntoPyObjectExt as _;
 use pyo3::prelude::*;
 use pyo3::types::{PyList, PyTuple};
@@ -146,6 +146,9 @@ pub(crate) fn status(py: Python<'_>, status: GpuStatus) -> PyResult<Py<PyAny>> {
         status.roles,
         status.uptime.as_secs_f64(),
         status.threads,
+        status.memory_pressure.map(MemoryPressure::as_str),
+        status.used_memory_bytes,
+        status.total_memory_bytes,
     );
     Ok(results::class(py, "GpuStatus")?.call1(fields)?.unbind())
 }

@@ -57,6 +57,29 @@ impl DeviceState {
     }
 }
 
+/// How short the GPU's memory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum MemoryPressure {
+    /// There is enough.
+    Normal,
+    /// The operator's first threshold was reached.
+    Warn,
+    /// The operator's second threshold was reached.
+    Critical,
+}
+
+impl MemoryPressure {
+    /// `normal`, `warn` or `critical`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Normal => "normal",
+            Self::Warn => "warn",
+            Self::Critical => "critical",
+        }
+    }
+}
+
 /// The truth about the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -77,6 +100,12 @@ pub struct GpuStatus {
     pub uptime: Duration,
     /// Threads of one operation on the CPU.
     pub threads: u32,
+    /// How short the memory of the active GPU is; none on a CPU, and where it is not known.
+    pub memory_pressure: Option<MemoryPressure>,
+    /// Bytes of it that all processes use, where it is known.
+    pub used_memory_bytes: Option<u64>,
+    /// Bytes that it has; 0 where it is not known.
+    pub total_memory_bytes: u64,
 }
 
 /// A device.
@@ -269,6 +298,12 @@ fn plain(status: v1::GetStatusResponse) -> GpuStatus {
         v1::DeviceState::Ready => DeviceState::Ready,
         v1::DeviceState::Unspecified | v1::DeviceState::Unavailable => DeviceState::Unavailable,
     };
+    let memory_pressure = match status.memory_pressure() {
+        v1::MemoryPressure::Unspecified => None,
+        v1::MemoryPressure::Normal => Some(MemoryPressure::Normal),
+        v1::MemoryPressure::Warn => Some(MemoryPressure::Warn),
+        v1::MemoryPressure::Critical => Some(MemoryPressure::Critical),
+    };
     GpuStatus {
         state,
         requested_device: status.requested_device,
@@ -278,6 +313,9 @@ fn plain(status: v1::GetStatusResponse) -> GpuStatus {
         roles: status.roles,
         uptime: duration(status.uptime),
         threads: status.threads,
+        memory_pressure,
+        used_memory_bytes: status.used_memory_bytes,
+        total_memory_bytes: status.total_memory_bytes,
     }
 }
 

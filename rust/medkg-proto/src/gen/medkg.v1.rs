@@ -346,6 +346,15 @@ pub struct GetStatusResponse {
     /// Threads that one operation on the CPU may use.
     #[prost(uint32, tag = "8")]
     pub threads: u32,
+    /// How short the memory of the active GPU is; UNSPECIFIED on a CPU.
+    #[prost(enumeration = "MemoryPressure", tag = "9")]
+    pub memory_pressure: i32,
+    /// Bytes of that memory that all processes together use; absent where it is not known.
+    #[prost(uint64, optional, tag = "10")]
+    pub used_memory_bytes: ::core::option::Option<u64>,
+    /// Bytes that it has; 0 where it is not known.
+    #[prost(uint64, tag = "11")]
+    pub total_memory_bytes: u64,
 }
 /// Asks to be told the status.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -507,6 +516,43 @@ impl DeviceState {
         }
     }
 }
+/// How short the GPU's memory is. A level is left only below its threshold minus 0.02.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MemoryPressure {
+    /// It is not known: there is no GPU in use, or NVML does not tell.
+    Unspecified = 0,
+    /// There is enough.
+    Normal = 1,
+    /// A fraction of at least --gpu-memory-warn is in use.
+    Warn = 2,
+    /// A fraction of at least --gpu-memory-critical is in use.
+    Critical = 3,
+}
+impl MemoryPressure {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MEMORY_PRESSURE_UNSPECIFIED",
+            Self::Normal => "MEMORY_PRESSURE_NORMAL",
+            Self::Warn => "MEMORY_PRESSURE_WARN",
+            Self::Critical => "MEMORY_PRESSURE_CRITICAL",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MEMORY_PRESSURE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MEMORY_PRESSURE_NORMAL" => Some(Self::Normal),
+            "MEMORY_PRESSURE_WARN" => Some(Self::Warn),
+            "MEMORY_PRESSURE_CRITICAL" => Some(Self::Critical),
+            _ => None,
+        }
+    }
+}
 /// Kind of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -657,7 +703,8 @@ pub mod gpu_service_client {
                 .insert(GrpcMethod::new("medkg.v1.GpuService", "GetStatus"));
             self.inner.unary(req, path, codec).await
         }
-        /// The status now, and again whenever `state` or `detail` changes, until the server stops.
+        /// The status now, and again whenever `state`, `detail` or `memory_pressure` changes, until the server stops. A reader that
+        /// is slow gets the newest status, and not those that it missed.
         pub async fn watch_status(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchStatusRequest>,
@@ -814,7 +861,8 @@ pub mod gpu_service_server {
             >
             + std::marker::Send
             + 'static;
-        /// The status now, and again whenever `state` or `detail` changes, until the server stops.
+        /// The status now, and again whenever `state`, `detail` or `memory_pressure` changes, until the server stops. A reader that
+        /// is slow gets the newest status, and not those that it missed.
         async fn watch_status(
             &self,
             request: tonic::Request<super::WatchStatusRequest>,
