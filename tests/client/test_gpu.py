@@ -179,8 +179,8 @@ def test_a_signal_interrupts_a_watch_that_waits(script: Callable[..., Any], serv
         """
         import sys, medkg
         watch = medkg.GpuClient(address=sys.argv[1], tenant="demo").watch_status()
-        print(next(watch).state, flush=True)
         try:
+            print(next(watch).state, flush=True)  # from here on the signal may come
             next(watch)
         except KeyboardInterrupt:
             watch.close()
