@@ -116,7 +116,10 @@ BROKEN: list[tuple[Rule, dict[str, str], str]] = [
     ),
     (
         directions.one_way_into_the_extension,
-        {"python/medkg/client.py": "from . import _core\n", "python/medkg/chunking/a.py": "from .. import _core\n"},
+        {
+            "python/medkg/client/native.py": "from .. import _core\n",
+            "python/medkg/chunking/a.py": "from .. import _core\n",
+        },
         "python/medkg/chunking/a.py:1 imports medkg._core",
     ),
     (
@@ -146,7 +149,7 @@ BROKEN: list[tuple[Rule, dict[str, str], str]] = [
     ),
     (
         directions.same_noun,
-        {**workspace(), "python/medkg/client.py": "class GpuClient: ...\n"},
+        {**workspace(), "python/medkg/client/gpu.py": "class GpuClient: ...\n"},
         "no class VectorClient",
     ),
 ]
@@ -178,7 +181,7 @@ def test_what_is_allowed_passes(make_tree: MakeTree) -> None:
     tree["python/medkg/__init__.py"] = (
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import numpy\ndef f():\n    import pydantic\n"
     )
-    tree["python/medkg/client.py"] = "import medkg._core\n"
+    tree["python/medkg/client/native.py"] = "import medkg._core\n"
     root = make_tree(tree)
     for rule in RULES:
         if rule is not directions.same_noun:

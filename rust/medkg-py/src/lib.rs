@@ -4,7 +4,7 @@
 //! the awaitable class alike (`running`). The tokio runtime and the connections belong to one process and are made when
 //! the first call needs them (`process`), so a forked child starts afresh and importing the module starts nothing.
 //!
-//! Only `medkg/client.py` imports this module. Its classes are the Rust half of the classes there.
+//! Only `medkg/client/native.py` imports this module. Its classes are the Rust half of the classes there.
 //!
 //! `unsafe` appears only in what PyO3's macros expand to.
 

@@ -1,0 +1,75 @@
+"""What a server computes on, waiting for the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medkg.base import Client, configure
+from medkg.call_context import resolve
+from medkg.client.native import native
+from medkg.watching import StatusWatch
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from typing_extensions import Unpack
+
+    from medkg.call_context import CallOptions
+    from medkg.config import ClientConfig
+    from medkg.results import DeviceInfo, GpuStatus, Lease
+
+
+class GpuClient(Client[native.Gpu]):
+    """What a server computes on, and memory set aside on it."""
+
+    __slots__ = ()
+
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+        """As :class:`EmbeddingClient`."""
+        super().__init__(configure(config, fields), native.Gpu)
+
+    def status(self, **call: Unpack[CallOptions]) -> GpuStatus:
+        """The truth about the device; answers also while there is none."""
+        return self._native.status(resolve(**call))
+
+    def watch_status(self, **call: Unpack[CallOptions]) -> StatusWatch:
+        """The status now, and again whenever it changes, until the server stops.
+
+        ``timeout`` is for the first status; the watch has no end of its own. A connection that breaks raises.
+        """
+        return StatusWatch(self._native.watch_status(resolve(**call)))
+
+    def devices(self, **call: Unpack[CallOptions]) -> list[DeviceInfo]:
+        """The devices of the server's machine."""
+        return self._native.devices(resolve(**call))
+
+    def allocate(
+        self,
+        memory_bytes: int,
+        device: str | None = None,
+        ttl: float | None = None,
+        owner: str = "",
+        **call: Unpack[CallOptions],
+    ) -> Lease:
+        """Set device memory aside until the lease expires or is released.
+
+        Args:
+            memory_bytes: At least 1.
+            device: ``"cuda:N"``; None means the device with most memory left.
+            ttl: Seconds the lease holds, 1 to 86,400; None means 300.
+            owner: Who asks, for the operator's eyes; at most 128 characters.
+            **call: See :class:`medkg.call_context.CallOptions`.
+
+        Raises:
+            RateLimitedError: No device has as much left (``GPU_MEMORY_EXHAUSTED``).
+            GpuNotAvailableError: There is no GPU.
+        """
+        return self._native.allocate(resolve(**call), memory_bytes, device, ttl, owner)
+
+    def renew(self, lease_id: str, ttl: float | None = None, **call: Unpack[CallOptions]) -> datetime:
+        """Let a lease hold for ``ttl`` seconds from now on (None: 300); returns when it ends then, aware, in UTC."""
+        return self._native.renew(resolve(**call), lease_id, ttl)
+
+    def release(self, lease_id: str, **call: Unpack[CallOptions]) -> int:
+        """Give a lease back; returns the bytes that are free again."""
+        return self._native.release(resolve(**call), lease_id)

@@ -1,0 +1,150 @@
+"""Collections of vectors, waiting for the answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medkg.base import Client, configure
+from medkg.call_context import resolve
+from medkg.client.native import native
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Literal
+
+    import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Unpack
+
+    from medkg.call_context import CallOptions
+    from medkg.config import ClientConfig
+    from medkg.filters import Filter
+    from medkg.results import CollectionInfo, CollectionStatistics, FetchResult, Hit, UpsertResult
+
+
+class VectorClient(Client[native.Vector]):
+    """Named collections of vectors and exact search over them. Collections belong to the tenant of the call."""
+
+    __slots__ = ()
+
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+        """As :class:`EmbeddingClient`."""
+        super().__init__(configure(config, fields), native.Vector)
+
+    def create_collection(
+        self,
+        name: str,
+        dimension: int,
+        metric: Literal["cosine", "dot", "l2"] = "cosine",
+        *,
+        storage: Literal["f32", "f16", "bf16"] = "f32",
+        exist_ok: bool = False,
+        **call: Unpack[CallOptions],
+    ) -> CollectionInfo:
+        """Make an empty collection.
+
+        Args:
+            name: 1 to 127 characters of ``[A-Za-z0-9._-]``, the first a letter or a digit.
+            dimension: Elements of every vector, 1 to 8,192.
+            metric: How nearness is measured; larger scores are always nearer.
+            storage: Element type of the vectors on the device: ``"f16"`` and ``"bf16"`` take half the memory, and
+                scores are those of the rounded vectors. :meth:`fetch` returns what was written whatever it is.
+            exist_ok: Accept a collection of the same dimension, metric and storage as it is.
+            **call: See :class:`medkg.call_context.CallOptions`.
+
+        Raises:
+            AlreadyExistsError: It is there, and ``exist_ok`` is False or it differs.
+        """
+        return self._native.create_collection(resolve(**call), name, dimension, (metric, storage), exist_ok)
+
+    def collections(self, **call: Unpack[CallOptions]) -> list[CollectionInfo]:
+        """The tenant's collections, sorted by name."""
+        return self._native.collections(resolve(**call))
+
+    def drop_collection(self, name: str, **call: Unpack[CallOptions]) -> int:
+        """Remove a collection and its file; returns how many points were in it."""
+        return self._native.drop_collection(resolve(**call), name)
+
+    def upsert(
+        self,
+        name: str,
+        ids: Sequence[str],
+        vectors: npt.NDArray[np.float32],
+        payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        **call: Unpack[CallOptions],
+    ) -> UpsertResult:
+        """Add points, or replace those whose id is there already. On disk when this returns.
+
+        Many points are split into several requests, sent in order; each is written whole or not at all, and an error
+        in a later one says how many points are written.
+
+        Args:
+            name: The collection.
+            ids: One per vector, 1 to 512 bytes each, no duplicates.
+            vectors: Shape ``(len(ids), dimension)``, float32, C-contiguous, finite.
+            payloads: None, or one JSON object (or None) per id, at most 64 KiB each.
+            **call: See :class:`medkg.call_context.CallOptions`.
+
+        Raises:
+            VectorValidationError: An argument is wrong; it is named, e.g. ``vectors[3]``.
+            CollectionNotFoundError: The tenant has no collection of that name.
+        """
+        return self._native.upsert(resolve(**call), name, ids, vectors, payloads)
+
+    def delete(self, name: str, ids: Sequence[str], **call: Unpack[CallOptions]) -> int:
+        """Remove points by id; returns how many of the ids were there."""
+        return self._native.delete(resolve(**call), name, ids)
+
+    def search(
+        self,
+        name: str,
+        queries: npt.NDArray[np.float32],
+        k: int = 10,
+        *,
+        with_payload: bool = True,
+        filter: Filter | None = None,  # noqa: A002 - what it is called everywhere
+        score_threshold: float | None = None,
+        **call: Unpack[CallOptions],
+    ) -> list[list[Hit]]:
+        """Find the exact k nearest points of each query, best first; equal scores are ordered by id.
+
+        Args:
+            name: The collection.
+            queries: Shape ``(q, dimension)``, or ``(dimension,)`` for one query; float32, C-contiguous, finite.
+            k: Points to return for each query, 1 to 10,000.
+            with_payload: Return each point's payload.
+            filter: Compare only points that match; see :mod:`medkg.filters`.
+            score_threshold: Return only points with at least this score. Under ``"l2"`` a score is minus the
+                distance, so -2.0 returns points at a distance of at most 2.
+            **call: See :class:`medkg.call_context.CallOptions`.
+
+        Returns:
+            One list per query, also for a single one.
+        """
+        how = (k, with_payload, filter, score_threshold)
+        return self._native.search(resolve(**call), name, queries, how)
+
+    def fetch(
+        self,
+        name: str,
+        ids: Sequence[str],
+        *,
+        with_vectors: bool = True,
+        with_payload: bool = True,
+        **call: Unpack[CallOptions],
+    ) -> FetchResult:
+        """Read points by id; ids that are not there are listed in ``missing``."""
+        return self._native.fetch(resolve(**call), name, ids, with_vectors, with_payload)
+
+    def count(
+        self,
+        name: str,
+        filter: Filter | None = None,  # noqa: A002 - what it is called everywhere
+        **call: Unpack[CallOptions],
+    ) -> int:
+        """How many points there are, or how many match a filter of :mod:`medkg.filters`."""
+        return self._native.count(resolve(**call), name, filter)
+
+    def statistics(self, name: str, **call: Unpack[CallOptions]) -> CollectionStatistics:
+        """Size, memory and use of a collection."""
+        return self._native.statistics(resolve(**call), name)

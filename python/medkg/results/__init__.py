@@ -1,0 +1,30 @@
+"""What calls return: plain, frozen values. Arrays are numpy arrays that own the memory the answer was written to."""
+
+from __future__ import annotations
+
+from medkg.results.embedding import EmbeddingResult, SparseEmbeddingResult
+from medkg.results.gpu import DeviceInfo, GpuStatus, Lease
+from medkg.results.models import ModelInfo, TokenizerFile
+from medkg.results.reranking import RankedDocument, RerankBatchResult, RerankQuery, RerankResult
+from medkg.results.usage import Usage
+from medkg.results.vector import CollectionInfo, CollectionStatistics, FetchResult, Hit, UpsertResult
+
+__all__ = [
+    "CollectionInfo",
+    "CollectionStatistics",
+    "DeviceInfo",
+    "EmbeddingResult",
+    "FetchResult",
+    "GpuStatus",
+    "Hit",
+    "Lease",
+    "ModelInfo",
+    "RankedDocument",
+    "RerankBatchResult",
+    "RerankQuery",
+    "RerankResult",
+    "SparseEmbeddingResult",
+    "TokenizerFile",
+    "UpsertResult",
+    "Usage",
+]
