@@ -34,11 +34,11 @@ dev: setup ## the same project in Dagster's web UI
 	@$(ENV) $(DEMO) --embedding-model all-MiniLM-L6-v2="$$MEDKG_TEST_MODEL_DIR" --ui $(if $(DOCS),--docs "$(DOCS)")
 
 test: setup ## all tests but the slow ones (Rust, then Python)
-	@ops/dev/setup.sh reference
+	@ops/dev/setup.sh reference services
 	@ops/dev/test.sh
 
 test-all: setup ## all tests
-	@ops/dev/setup.sh reference models-more
+	@ops/dev/setup.sh reference models-more services
 	@ops/dev/test.sh --slow
 
 lint: ## formatting, clippy, ruff, types, stubs, the wire's rules

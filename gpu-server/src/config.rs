@@ -110,6 +110,8 @@ pub struct ServerConfig {
     pub model_memory: u64,
     /// Address for operators.
     pub admin_listen: Option<SocketAddr>,
+    /// Address of the metrics.
+    pub metrics_listen: Option<SocketAddr>,
     /// Folder below which operators may load checkpoints, without links in its path.
     pub model_root: Option<PathBuf>,
     /// Folder of the collections; present when the vector role is served.
@@ -176,6 +178,7 @@ impl ServerConfig {
         for (flag, address) in [
             ("--listen", Some(arguments.listen)),
             ("--admin-listen", arguments.admin_listen),
+            ("--metrics-listen", arguments.metrics_listen),
         ] {
             if let Some(address) = address
                 && arguments.tls_cert.is_none()
@@ -203,6 +206,7 @@ impl ServerConfig {
             models_file,
             model_memory: arguments.model_memory.0,
             admin_listen: arguments.admin_listen,
+            metrics_listen: arguments.metrics_listen,
             model_root,
             data_dir: arguments.data_dir.filter(|_| wants(Role::Vector)),
             roles,

@@ -9,6 +9,7 @@ mod error;
 mod index;
 mod inflight;
 mod lingering;
+mod metrics;
 mod model;
 mod server;
 mod service;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::OptionFuture;
 use tokio::net::TcpListener;
 use tokio::sync::{OnceCell, watch};
 use tokio_stream::StreamExt as _;
@@ -19,6 +20,7 @@ use crate::error::Error;
 use crate::index::Collections;
 use crate::inflight::{Calls, InFlight};
 use crate::lingering::Lingering;
+use crate::metrics;
 use crate::service::health::Truth;
 use crate::service::routes::{admin_routes, routes};
 use crate::shutdown;
@@ -82,10 +84,10 @@ pub async fn serve(config: ServerConfig) -> Result<(), ServeError> {
     };
     // Bound first: a port in use must be told before models are loaded for a minute.
     let everyone = bind("--listen", config.listen).await?;
-    let operators = match config.admin_listen {
-        Some(address) => Some(bind("--admin-listen", address).await?),
-        None => None,
-    };
+    let optional = |flag, address: Option<SocketAddr>| OptionFuture::from(address.map(|address| bind(flag, address)));
+    let operators = optional("--admin-listen", config.admin_listen).await.transpose()?;
+    // Scrapers speak HTTP/1.1 where there is no TLS to agree on HTTP/2.
+    let scrapers = optional("--metrics-listen", config.metrics_listen).await.transpose()?;
 
     let device = match device {
         Some(device) => device,
@@ -96,6 +98,7 @@ pub async fn serve(config: ServerConfig) -> Result<(), ServeError> {
         tls,
         everyone,
         operators,
+        scrapers,
     };
     Box::pin(bound.serve(config, device)).await
 }
@@ -109,6 +112,7 @@ struct Bound {
     tls: Option<medkg_tls::ServerTlsConfig>,
     everyone: Listening,
     operators: Option<Listening>,
+    scrapers: Option<Listening>,
 }
 
 impl Bound {
@@ -117,8 +121,9 @@ impl Bound {
         let Self {
             mut signals,
             tls,
-            everyone: (listener, address),
-            operators: admin,
+            everyone,
+            operators,
+            scrapers,
         } = self;
         match &device {
             Ok(active) => tracing::info!(device = %active.id, "{}", active.detail),
@@ -160,21 +165,17 @@ impl Bound {
             stopping: stopping.clone(),
         };
         let (calls, open) = (door.calls.clone(), door.open.clone());
-        let secured = door.tls.is_some();
-        let operators = admin.map(|(listener, address)| {
-            tracing::info!(%address, tls = secured, "operators are served on {address}");
-            door.serve(listener, admin_routes(&config, &engine, health.clone()))
-        });
-        let everyone = door.serve(listener, routes(&config, &engine, &collections, &stopping, health));
-        tracing::info!(%address, tls = secured, "listening on {address}");
+        let for_operators = admin_routes(&config, &engine, health.clone());
+        let for_scrapers = metrics::routes(&config, &engine, &collections);
+        let for_everyone = routes(&config, &engine, &collections, &stopping, health);
         let serving = async {
-            let operators = async {
-                match operators {
-                    Some(serving) => serving.await,
-                    None => Ok(()),
-                }
-            };
-            tokio::try_join!(everyone, operators).map(drop)
+            // The last line tells those who wait for it that everything listens.
+            tokio::try_join!(
+                door.serve(operators, "operators are served on", for_operators, false),
+                door.serve(scrapers, "metrics are served on", for_scrapers, true),
+                door.serve(Some(everyone), "listening on", for_everyone, false),
+            )
+            .map(drop)
         };
         tokio::pin!(serving);
         let lost = tokio::select! {
@@ -260,10 +261,22 @@ struct Door {
 }
 
 impl Door {
-    /// Serves on one address, until the process is to stop and every connection is closed.
-    async fn serve(&self, listener: TcpListener, routes: Routes) -> Result<(), tonic::transport::Error> {
+    /// Serves on one address, if there is one, with HTTP/1.1 beside HTTP/2 or without, until the process is to stop and every
+    /// connection is closed.
+    async fn serve(
+        &self,
+        listening: Option<Listening>,
+        what: &str,
+        routes: Routes,
+        http1: bool,
+    ) -> Result<(), tonic::transport::Error> {
+        let Some((listener, address)) = listening else {
+            return Ok(());
+        };
+        tracing::info!(%address, tls = self.tls.is_some(), "{what} {address}");
         let calls = self.calls.clone();
         let transport = Server::builder()
+            .accept_http1(http1)
             .layer(tower::layer::layer_fn(move |inner| InFlight::new(inner, calls.clone())))
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))

@@ -12,4 +12,4 @@ export MEDKG_REFERENCE_PYTHON="${MEDKG_REFERENCE_PYTHON:-$REFERENCE_VENV/bin/pyt
 export MEDKG_PEERS_PYTHON="${MEDKG_PEERS_PYTHON:-$PEERS_VENV/bin/python}"
 # uv reads its own variables only; a package index that pip was told of holds for both.
 [ -z "${PIP_INDEX_URL:-}" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$PIP_INDEX_URL}"
-export PATH="$MEDKG_CACHE/tools/bin:$PATH"
+export PATH="$MEDKG_CACHE/tools/bin:$PATH:$MEDKG_CACHE/debian/usr/bin"

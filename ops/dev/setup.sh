@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up what `make` needs, step by step; a step whose inputs have not changed is skipped. Run by make, or by hand:
-#   ops/dev/setup.sh tools|libtorch|dev|reference|peers|models|models-more ...
+#   ops/dev/setup.sh tools|libtorch|dev|reference|peers|models|models-more|services ...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=ops/dev/environment.sh
@@ -133,11 +133,30 @@ END
     fi
 }
 
+# debian PACKAGE PROGRAM: Debian's package, unpacked into the cache unless the program is installed. No service of this
+# machine is started or changed. Where it cannot be had, the tests that need it say so and skip.
+debian() {
+    local root="$MEDKG_CACHE/debian" work
+    if command -v "$2" >/dev/null || [ -x "$root/usr/bin/$2" ]; then return; fi
+    say "fetching Debian's package $1"
+    mkdir -p "$root"
+    work="$(mktemp -d "$root/.fetch.XXXXXX")"
+    if (cd "$work" && { apt-get download "$1" || { apt-get update && apt-get download "$1"; }; }) >"$root/$1.log" 2>&1; then
+        dpkg-deb -x "$work"/*.deb "$root"
+    else
+        say "$1 cannot be had ($root/$1.log says why); tests that need $2 are skipped"
+    fi
+    rm -rf "$work"
+}
+
+# What tests start beside gpu-server.
+services() { debian prometheus prometheus; }
+
 for step in "$@"; do
     case "$step" in
-    tools | libtorch | dev | reference | peers | models | models-more) "$step" ;;
+    tools | libtorch | dev | reference | peers | models | models-more | services) "$step" ;;
     *)
-        echo "setup: unknown step $step; known: tools libtorch dev reference peers models models-more" >&2
+        echo "setup: unknown step $step; known: tools libtorch dev reference peers models models-more services" >&2
         exit 64
         ;;
     esac

@@ -36,7 +36,7 @@ HOMES: dict[str, set[str]] = {
     "pyo3": {"medkg-py"},
     "pyo3-async-runtimes": {"medkg-py"},
     "numpy": {"medkg-py"},
-    "axum": {"medkg-gateway"},
+    "axum": {"medkg-gateway", "gpu-server"},  # gpu-server: the one route /metrics, on the router that tonic brings
 }
 # Foreign crates that a crate must do without although others have them.
 REFUSED: dict[str, set[str]] = {"medkg-gateway": {"tonic", "prost"}}

@@ -58,6 +58,9 @@ pub struct Arguments {
     /// Address for operators, where models are loaded and unloaded; none by default.
     #[arg(long, env = "MEDKG_ADMIN_LISTEN")]
     pub(super) admin_listen: Option<SocketAddr>,
+    /// Address where Prometheus reads `/metrics`; none by default.
+    #[arg(long, env = "MEDKG_METRICS_LISTEN")]
+    pub(super) metrics_listen: Option<SocketAddr>,
     /// Folder below which checkpoints may be loaded over the admin address.
     #[arg(long, env = "MEDKG_MODEL_ROOT", requires = "admin_listen")]
     pub(super) model_root: Option<PathBuf>,

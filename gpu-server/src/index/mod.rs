@@ -39,6 +39,17 @@ pub struct Collections {
     _lock: File,
 }
 
+/// All collections together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Collections that answer.
+    pub served: u64,
+    /// Collections whose file cannot be read.
+    pub damaged: u64,
+    /// Points in those that answer.
+    pub points: u64,
+}
+
 /// A collection, or why it is not served.
 #[derive(Debug)]
 enum Entry {
@@ -101,6 +112,22 @@ impl Collections {
                 Entry::Damaged { .. } => None,
             })
             .collect()
+    }
+
+    /// How many there are, over all tenants.
+    pub fn totals(&self) -> Totals {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let mut totals = Totals::default();
+        for entry in open.values().flat_map(BTreeMap::values) {
+            match entry.as_ref() {
+                Entry::Open(collection) => {
+                    totals.served += 1;
+                    totals.points += collection.points();
+                }
+                Entry::Damaged { .. } => totals.damaged += 1,
+            }
+        }
+        totals
     }
 
     /// Makes a collection; false if an equal one was there and that is accepted.

@@ -5,6 +5,8 @@ use clap::Parser as _;
 use medkg_proto::v1;
 use medkg_proto::v1::gpu_service_client::GpuServiceClient;
 use medkg_proto::v1::reranking_service_client::RerankingServiceClient;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -29,8 +31,24 @@ fn reason(status: &Status) -> String {
         .map_or_else(String::new, |info| info.reason)
 }
 
-/// A server whose GPU NVML plays; where it listens, and how it ends.
-async fn start(nvml: &StandIn) -> (String, tokio::task::JoinHandle<Result<(), ServeError>>) {
+/// What Prometheus reads there.
+async fn scrape(address: SocketAddr) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nhost: here\r\nconnection: close\r\n\r\n";
+    stream.write_all(request).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    text
+}
+
+/// A server whose GPU NVML plays.
+struct Started {
+    address: String,
+    metrics: SocketAddr,
+    server: tokio::task::JoinHandle<Result<(), ServeError>>,
+}
+
+async fn start(nvml: &StandIn) -> Started {
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/medkg-reranker-minilm");
     let line = format!(
         "gpu-server --listen 127.0.0.1:0 --services gpu,reranking --reranking-model m={model} --batch-tokens 512 \
@@ -42,8 +60,10 @@ async fn start(nvml: &StandIn) -> (String, tokio::task::JoinHandle<Result<(), Se
         tls: None,
         everyone: bind("--listen", config.listen).await.unwrap(),
         operators: None,
+        scrapers: Some(bind("--metrics-listen", config.listen).await.unwrap()),
     };
     let address = format!("http://{}", bound.everyone.1);
+    let metrics = bound.scrapers.as_ref().unwrap().1;
     let begun = forget_watch(&nvml.watched());
     let device = ActiveDevice {
         id: "cuda:0".to_owned(),
@@ -54,13 +74,22 @@ async fn start(nvml: &StandIn) -> (String, tokio::task::JoinHandle<Result<(), Se
     while !begun.exists() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    (address, server)
+    Started {
+        address,
+        metrics,
+        server,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gpu_that_is_lost_is_told_everywhere_and_ends_the_process() {
     let mut nvml = StandIn::new();
-    let (address, server) = start(&nvml).await;
+    let Started {
+        address,
+        metrics,
+        server,
+    } = start(&nvml).await;
+    assert!(scrape(metrics).await.contains("\nmedkg_device_ready 1\n"));
     let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
     let mut health = HealthClient::new(channel.clone());
     let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
@@ -111,6 +140,7 @@ async fn a_gpu_that_is_lost_is_told_everywhere_and_ends_the_process() {
         (v1::DeviceState::Unavailable, "")
     );
     assert!(told.detail.contains("Xid 79"), "{}", told.detail);
+    assert!(scrape(metrics).await.contains("\nmedkg_device_ready 0\n"));
     let ended = server.await.unwrap();
     assert!(
         matches!(ended, Err(ServeError::Lost(Error::GpuLost { .. }))),
@@ -122,7 +152,11 @@ async fn a_gpu_that_is_lost_is_told_everywhere_and_ends_the_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_that_runs_short_is_told_to_whoever_watches_and_whoever_asks() {
     let mut nvml = StandIn::new();
-    let (address, server) = start(&nvml).await;
+    let Started {
+        address,
+        metrics,
+        server,
+    } = start(&nvml).await;
     let channel = Channel::from_shared(address).unwrap().connect().await.unwrap();
     let mut gpu = GpuServiceClient::new(channel.clone());
     let request = of_tenant(v1::WatchStatusRequest {});
@@ -131,12 +165,12 @@ async fn memory_that_runs_short_is_told_to_whoever_watches_and_whoever_asks() {
     let request = of_tenant(v1::WatchStatusRequest {});
     let mut slow = gpu.watch_status(request).await.unwrap().into_inner();
     let pressures = [
-        (100, v1::MemoryPressure::Normal),
-        (900, v1::MemoryPressure::Warn),
-        (960, v1::MemoryPressure::Critical),
-        (100, v1::MemoryPressure::Normal),
+        (100, v1::MemoryPressure::Normal, "normal"),
+        (900, v1::MemoryPressure::Warn, "warn"),
+        (960, v1::MemoryPressure::Critical, "critical"),
+        (100, v1::MemoryPressure::Normal, "normal"),
     ];
-    for (used, pressure) in pressures {
+    for (used, pressure, level) in pressures {
         nvml.used = used;
         nvml.play();
         let mut told = watch.next().await.unwrap().unwrap().status.unwrap();
@@ -158,6 +192,21 @@ async fn memory_that_runs_short_is_told_to_whoever_watches_and_whoever_asks() {
             (asked.memory_pressure(), asked.used_memory_bytes),
             (pressure, Some(used))
         );
+        let scraped = scrape(metrics).await;
+        for level_told in ["normal", "warn", "critical"] {
+            let value = u8::from(level == level_told);
+            let line = format!("medkg_device_memory_pressure{{device=\"cuda:0\",level=\"{level_told}\"}} {value}\n");
+            assert!(scraped.contains(&line), "{line} is not in {scraped}");
+        }
+        for line in [
+            format!("used_bytes{{device=\"cuda:0\"}} {used}\n"),
+            "total_bytes{device=\"cuda:0\"} 1000\n".to_owned(),
+        ] {
+            assert!(
+                scraped.contains(&format!("medkg_device_memory_{line}")),
+                "{line} is not in {scraped}"
+            );
+        }
     }
     nvml.xid(79);
     let told = watch.next().await.unwrap().unwrap().status.unwrap();
