@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from medkg.results import (
         CollectionInfo,
         CollectionStatistics,
+        DeviceDetails,
         DeviceInfo,
         EmbeddingResult,
         FetchResult,
@@ -322,6 +323,10 @@ class AsyncGpuClient(AsyncClient[native.AsyncGpu]):
     async def devices(self, **call: Unpack[CallOptions]) -> list[DeviceInfo]:
         """As :meth:`medkg.GpuClient.devices`."""
         return await self._native.devices(resolve(**call))
+
+    async def device(self, device: str, **call: Unpack[CallOptions]) -> DeviceDetails:
+        """As :meth:`medkg.GpuClient.device`."""
+        return await self._native.device(resolve(**call), device)
 
     async def allocate(
         self,

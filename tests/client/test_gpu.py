@@ -37,6 +37,22 @@ def test_the_server_says_what_it_computes_on(client: medkg.GpuClient) -> None:
     assert device.total_memory_bytes > 0
 
 
+def test_one_device_is_told_in_detail(server: LocalServer, client: medkg.GpuClient) -> None:
+    async def ask() -> medkg.DeviceDetails:
+        return await medkg.AsyncGpuClient(address=server.address, tenant="gpu").device("cpu")
+
+    told = client.device("cpu")
+    assert told == asyncio.run(ask())
+    [listed] = client.devices()
+    assert (told.device, told.driver_version, told.leases) == (listed, "", [])
+    assert (told.utilization_percent, told.power_milliwatts, told.uncorrected_ecc_errors) == (None, None, None)
+    assert told.model_memory_bytes > 0
+    with pytest.raises(medkg.ValidationError, match="ListDevices") as caught:
+        client.device("cuda:7")
+    [(field, _)] = caught.value.field_violations
+    assert field == "device"
+
+
 @pytest.mark.requirement("isolation 5.4")
 @pytest.mark.requirement("observability 3.1")
 def test_a_missing_gpu_is_said_at_once_and_never_opens_the_breaker(server: LocalServer) -> None:

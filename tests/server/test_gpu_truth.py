@@ -54,11 +54,20 @@ class Driver:
         return {"LD_LIBRARY_PATH": f"{self.folder}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
 
 
-def gpu(uuid: str, *, temp: int = 40, mig: int = 0, parent: str = "-", gib: int = 80, name: str = "NVIDIA H100") -> str:
+def gpu(
+    uuid: str,
+    *,
+    temp: int = 40,
+    mig: int = 0,
+    parent: str = "-",
+    gib: int = 80,
+    ecc: int = 0,
+    name: str = "NVIDIA H100",
+) -> str:
     bus = f"00000000:0{uuid[11]}:00.0"
     return (
         f"device {uuid} bus={bus} total={gib * GIB} used={GIB} temp={temp} cc=9.0 mig={mig} parent={parent}"
-        f" lost=0 ecc=0 name={name}"
+        f" lost=0 ecc={ecc} util=37 power=412500 name={name}"
     )
 
 
@@ -72,7 +81,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Driver:
         gpu(whole, mig=1),
         gpu(MIG.format(4), parent=whole, gib=40, name="NVIDIA H100 MIG 3g.40gb"),
         gpu(MIG.format(5), parent=whole, gib=40, name="NVIDIA H100 MIG 3g.40gb"),
-        gpu(GPU.format(3), temp=55, gib=141, name="NVIDIA H200"),
+        gpu(GPU.format(3), temp=55, gib=141, ecc=2, name="NVIDIA H200"),
     ]
     driver.play("libnvidia-ml.so.1", machine)
     driver.play("libcuda.so.1", [uuid.partition("-")[2] for uuid in (GPU.format(3), MIG.format(5), GPU.format(1))])
@@ -160,6 +169,55 @@ def test_gpus_are_listed_as_nvml_knows_them_and_as_cuda_counts_them(
     told = medkg.GpuClient(address=with_driver.address, tenant="raw").devices()
     assert [(device.id, device.parent_uuid) for device in told] == [(d.id, d.parent_uuid) for d in devices]
     assert (told[0].temperature_celsius, told[0].used_memory_bytes, told[0].mig_enabled) == (55, GIB, False)
+
+
+def test_one_device_is_told_in_detail_by_id_or_uuid(wire: Any, with_driver: LocalServer, open_channel: Any) -> None:
+    g = wire.gpu
+    stub = g.GpuServiceStub(open_channel(with_driver))
+
+    def told(device: str) -> Any:
+        return stub.GetDeviceInfo(g.GetDeviceInfoRequest(device=device), metadata=[TENANT], timeout=20)
+
+    h200 = told("cuda:0")
+    assert (h200.device.uuid, h200.device.total_memory_bytes) == (GPU.format(3), 141 * GIB)
+    assert (h200.driver_version, h200.utilization_percent) == ("580.65.06", 37)
+    assert (h200.power_milliwatts, h200.uncorrected_ecc_errors) == (412_500, 2)
+    assert (h200.model_memory_bytes, list(h200.leases)) == (0, [])
+    assert told(GPU.format(3)).device == h200.device
+    part, whole = told(MIG.format(5)), told(GPU.format(2))
+    assert (part.device.id, part.device.parent_uuid, part.driver_version) == ("cuda:1", GPU.format(2), "580.65.06")
+    # Only the whole of a GPU draws power, and is busy.
+    absent = ("utilization_percent", "power_milliwatts")
+    assert not any(part.HasField(field) for field in absent)
+    assert whole.device.mig_enabled
+    assert all(whole.HasField(field) for field in absent)
+
+
+def test_the_cpu_is_told_without_what_only_a_gpu_has(wire: Any, channel: grpc.Channel, server: LocalServer) -> None:
+    g = wire.gpu
+    stub = g.GpuServiceStub(channel)
+    told = stub.GetDeviceInfo(g.GetDeviceInfoRequest(device="cpu"), metadata=[TENANT], timeout=20)
+    assert (told.device.id, told.device.active, told.driver_version) == ("cpu", True, "")
+    absent = ("utilization_percent", "power_milliwatts", "uncorrected_ecc_errors")
+    assert not any(told.HasField(field) for field in absent)
+    models = [
+        *wire.embedding.EmbeddingServiceStub(channel)
+        .ListModels(wire.embedding.EmbeddingServiceListModelsRequest(), metadata=[TENANT], timeout=20)
+        .models,
+        *wire.reranking.RerankingServiceStub(channel)
+        .ListModels(wire.reranking.RerankingServiceListModelsRequest(), metadata=[TENANT], timeout=20)
+        .models,
+    ]
+    assert told.model_memory_bytes == sum(model.memory_bytes for model in models) > 0
+    assert server.pid
+
+
+@pytest.mark.parametrize("device", ["", "cuda:0", "GPU-1", "x" * 5_000])
+def test_a_device_that_is_not_listed_is_named(wire: Any, channel: grpc.Channel, refused: Any, device: str) -> None:
+    g = wire.gpu
+    refusal = refused(g.GpuServiceStub(channel).GetDeviceInfo, g.GetDeviceInfoRequest(device=device))
+    assert (refusal.code, refusal.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["device"])
+    assert len(refusal.message) < 400
 
 
 def test_devices_are_asked_each_time(

@@ -5,10 +5,11 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::c_int;
+use std::ffi::{OsStr, c_int};
+use std::path::Path;
 use std::sync::OnceLock;
 
-use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW, Symbol};
+use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_LOCAL, RTLD_NOW, Symbol};
 
 /// The driver's library.
 pub const DRIVER: &str = "libcuda.so.1";
@@ -38,18 +39,29 @@ pub fn load(library: &str) -> Result<(), libloading::Error> {
 /// Why they are not known, in words.
 pub fn uuids() -> Result<&'static [String], &'static str> {
     static UUIDS: OnceLock<Result<Vec<String>, String>> = OnceLock::new();
-    match UUIDS.get_or_init(ask) {
+    match UUIDS.get_or_init(|| {
+        load(DRIVER)
+            .map_err(|e| e.to_string())
+            .and_then(|()| ask(DRIVER.as_ref()))
+    }) {
         Ok(uuids) => Ok(uuids),
         Err(problem) => Err(problem),
     }
 }
 
-fn ask() -> Result<Vec<String>, String> {
-    load(DRIVER).map_err(|error| error.to_string())?;
-    // SAFETY: the library is loaded already and is never unloaded. The signatures are those of cuda.h, for versions that
-    // the driver keeps for ever.
+/// The same, of another library with the driver's interface.
+///
+/// # Errors
+/// Why they are not known, in words.
+pub fn uuids_of(library: &Path) -> Result<Vec<String>, String> {
+    ask(library.as_os_str())
+}
+
+fn ask(library: &OsStr) -> Result<Vec<String>, String> {
+    // SAFETY: the library is meant to be loaded this way and is never unloaded. The signatures are those of cuda.h, for
+    // versions that the driver keeps for ever.
     unsafe {
-        let driver = Library::open(Some(DRIVER), RTLD_NOW).map_err(|error| error.to_string())?;
+        let driver = Library::open(Some(library), RTLD_NOW | RTLD_LOCAL).map_err(|error| error.to_string())?;
         let init: Symbol<Init> = driver.get(b"cuInit\0").map_err(|error| error.to_string())?;
         let count: Symbol<Count> = driver.get(b"cuDeviceGetCount\0").map_err(|error| error.to_string())?;
         // The first one knows MIG devices.

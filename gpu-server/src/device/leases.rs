@@ -24,8 +24,26 @@ pub struct Lease {
     pub device: String,
     /// Bytes.
     pub bytes: u64,
+    /// Who asked for it, for people.
+    pub owner: String,
+    /// When it ends by itself.
+    pub expires: Instant,
     tenant: String,
-    expires: Instant,
+}
+
+/// What a tenant asks for.
+#[derive(Debug, Clone, Copy)]
+pub struct Ask<'a> {
+    /// Who gets it.
+    pub tenant: &'a str,
+    /// Who asks, for people.
+    pub owner: &'a str,
+    /// At least 1.
+    pub bytes: u64,
+    /// "cuda:N"; empty for the one with most left.
+    pub device: &'a str,
+    /// How long it holds.
+    pub ttl: Duration,
 }
 
 /// All leases of this process.
@@ -33,20 +51,15 @@ pub struct Lease {
 pub struct Leases(HashMap<String, Lease>);
 
 impl Leases {
-    /// Sets `bytes` aside on `wanted`, or on the device with most left.
+    /// Sets memory aside on the device that is asked for, or on the one with most left.
     ///
     /// # Errors
     /// [`Error::GpuUnavailable`] without any GPU, [`Error::InvalidField`] for a device that is not there,
     /// [`Error::GpuMemoryExhausted`] when too little is left.
-    pub fn allocate(
-        &mut self,
-        devices: &[DeviceInfo],
-        tenant: &str,
-        bytes: u64,
-        wanted: &str,
-        ttl: Duration,
-        now: Instant,
-    ) -> Result<Lease, Error> {
+    pub fn allocate(&mut self, devices: &[DeviceInfo], ask: &Ask<'_>, now: Instant) -> Result<Lease, Error> {
+        let &Ask {
+            bytes, device: wanted, ..
+        } = ask;
         self.expire(now);
         let gpus: Vec<&DeviceInfo> = devices.iter().filter(|device| device.is_usable_gpu()).collect();
         if gpus.is_empty() {
@@ -81,8 +94,9 @@ impl Leases {
             id: id.clone(),
             device: best.id.clone(),
             bytes,
-            tenant: tenant.to_owned(),
-            expires: now + ttl,
+            owner: ask.owner.to_owned(),
+            tenant: ask.tenant.to_owned(),
+            expires: now + ask.ttl,
         };
         self.0.insert(id, lease.clone());
         Ok(lease)
@@ -117,6 +131,15 @@ impl Leases {
                 lease_id: id.to_owned(),
             }),
         }
+    }
+
+    /// The leases of a tenant on a device, by id.
+    pub fn of_tenant(&mut self, tenant: &str, device: &str, now: Instant) -> Vec<Lease> {
+        self.expire(now);
+        let own = |lease: &&Lease| lease.tenant == tenant && lease.device == device;
+        let mut own: Vec<Lease> = self.0.values().filter(own).cloned().collect();
+        own.sort_by(|a, b| a.id.cmp(&b.id));
+        own
     }
 
     /// Bytes that leases hold on a device.
@@ -155,7 +178,17 @@ mod tests {
     }
 
     fn allocate(leases: &mut Leases, bytes: u64, device: &str, now: Instant) -> Result<Lease, Error> {
-        leases.allocate(&gpus(), "a", bytes, device, Duration::from_secs(10), now)
+        leases.allocate(&gpus(), &ask(bytes, device), now)
+    }
+
+    const fn ask(bytes: u64, device: &str) -> Ask<'_> {
+        Ask {
+            tenant: "a",
+            owner: "me",
+            bytes,
+            device,
+            ttl: Duration::from_secs(10),
+        }
     }
 
     #[test]
@@ -236,7 +269,7 @@ mod tests {
             ..DeviceInfo::default()
         }];
         let error = Leases::default()
-            .allocate(&hidden, "a", 1, "GPU-1", Duration::from_secs(1), Instant::now())
+            .allocate(&hidden, &ask(1, "GPU-1"), Instant::now())
             .unwrap_err();
         assert!(matches!(error, Error::GpuUnavailable { .. }));
     }
@@ -257,7 +290,7 @@ mod tests {
             ..DeviceInfo::default()
         }];
         let error = Leases::default()
-            .allocate(&cpu, "a", 1, "", Duration::from_secs(1), Instant::now())
+            .allocate(&cpu, &ask(1, ""), Instant::now())
             .unwrap_err();
         assert!(matches!(error, Error::GpuUnavailable { .. }));
     }

@@ -18,6 +18,8 @@ pub mod pressure;
 pub mod stand_in;
 pub mod watch;
 
+use std::path::Path;
+
 use crate::config::DeviceChoice;
 use crate::error::Error;
 use crate::model::kernels;
@@ -48,6 +50,21 @@ pub struct DeviceInfo {
     pub mig_enabled: bool,
     /// For a MIG device, its GPU.
     pub parent_uuid: String,
+}
+
+/// A device and what else NVML tells of it; what it does not tell is none.
+#[derive(Debug, Clone, Default)]
+pub struct DeviceDetails {
+    /// As [`list`] tells it.
+    pub info: DeviceInfo,
+    /// Of the NVIDIA driver; empty where there is none.
+    pub driver_version: String,
+    /// Part of the last moments in which it computed, 0 to 100.
+    pub utilization: Option<u32>,
+    /// Milliwatts.
+    pub power: Option<u64>,
+    /// ECC errors that could not be corrected, since the driver was loaded.
+    pub uncorrected: Option<u64>,
 }
 
 impl DeviceInfo {
@@ -89,9 +106,9 @@ pub fn probe(choice: DeviceChoice) -> Result<ActiveDevice, Error> {
     }
 }
 
-/// The devices of the machine under `choice`: GPUs, or the CPU where the operator named it. It may take long: ask beside the
-/// async threads.
-pub fn list(choice: DeviceChoice) -> Vec<DeviceInfo> {
+/// The devices of the machine under `choice`: GPUs, or the CPU where the operator named it. `library` is NVML's, where it is not
+/// the usual one. It may take long: ask beside the async threads.
+pub fn list(choice: DeviceChoice, library: Option<&Path>) -> Vec<DeviceInfo> {
     match choice {
         DeviceChoice::Cpu => vec![DeviceInfo {
             id: "cpu".to_owned(),
@@ -100,6 +117,20 @@ pub fn list(choice: DeviceChoice) -> Vec<DeviceInfo> {
             total_memory: host::total_memory(),
             ..DeviceInfo::default()
         }],
-        DeviceChoice::Cuda(_) => nvml::list(),
+        DeviceChoice::Cuda(_) => nvml::list(library),
     }
+}
+
+/// The device of [`list`] that has this id or UUID, in detail; none if there is no such device.
+pub fn describe(choice: DeviceChoice, library: Option<&Path>, device: &str) -> Option<DeviceDetails> {
+    let named = |info: &DeviceInfo| info.id == device || (!info.uuid.is_empty() && info.uuid == device);
+    let info = list(choice, library).into_iter().find(named)?;
+    Some(if info.is_gpu {
+        nvml::details(info, library)
+    } else {
+        DeviceDetails {
+            info,
+            ..DeviceDetails::default()
+        }
+    })
 }

@@ -4,10 +4,10 @@ use std::ffi::OsStr;
 use std::path::Path;
 
 use nvml_wrapper::Nvml;
-use nvml_wrapper::enum_wrappers::device::TemperatureSensor;
+use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor};
 use nvml_wrapper::error::NvmlError;
 
-use super::{DeviceInfo, driver};
+use super::{DeviceDetails, DeviceInfo, driver};
 
 /// NVML from its usual library, or from another file.
 ///
@@ -21,11 +21,14 @@ pub fn open(library: Option<&Path>) -> Result<Nvml, NvmlError> {
 }
 
 /// The GPUs of the machine: first those that CUDA shows to this process, by ordinal, then the others. None where there is no
-/// driver.
-pub fn list() -> Vec<DeviceInfo> {
-    let Ok(nvml) = open(None) else { return Vec::new() };
+/// driver. The driver's library lies beside NVML's, if that is not the usual one.
+pub fn list(library: Option<&Path>) -> Vec<DeviceInfo> {
+    let Ok(nvml) = open(library) else { return Vec::new() };
     // Where CUDA does not say which GPUs it shows, none is said to be usable.
-    let ordinals = driver::uuids().unwrap_or_default();
+    let ordinals = match library {
+        None => driver::uuids().unwrap_or_default(),
+        Some(path) => &driver::uuids_of(&path.with_file_name(driver::DRIVER)).unwrap_or_default(),
+    };
     let mut devices: Vec<(Option<usize>, DeviceInfo)> = gpus(&nvml)
         .into_iter()
         .map(|mut device| {
@@ -39,6 +42,34 @@ pub fn list() -> Vec<DeviceInfo> {
     // Stable: what CUDA does not show stays in NVML's order.
     devices.sort_by_key(|(ordinal, _)| ordinal.unwrap_or(usize::MAX));
     devices.into_iter().map(|(_, device)| device).collect()
+}
+
+/// What NVML tells of a GPU besides.
+pub fn details(info: DeviceInfo, library: Option<&Path>) -> DeviceDetails {
+    let bare = DeviceDetails {
+        info,
+        ..DeviceDetails::default()
+    };
+    let Ok(nvml) = open(library) else { return bare };
+    let driver_version = nvml.sys_driver_version().unwrap_or_default();
+    let Ok(device) = nvml.device_by_uuid(bare.info.uuid.as_str()) else {
+        return DeviceDetails { driver_version, ..bare };
+    };
+    DeviceDetails {
+        driver_version,
+        utilization: device.utilization_rates().ok().map(|rates| rates.gpu),
+        power: device.power_usage().ok().map(u64::from),
+        uncorrected: uncorrected(&device).ok(),
+        ..bare
+    }
+}
+
+/// ECC errors that could not be corrected, since the driver was loaded.
+///
+/// # Errors
+/// [`NvmlError::NotSupported`] where the device does not count them.
+pub fn uncorrected(device: &nvml_wrapper::Device<'_>) -> Result<u64, NvmlError> {
+    device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile)
 }
 
 /// What CUDA calls `ordinal`.

@@ -92,7 +92,7 @@ impl StandIn {
         let lost = u8::from(self.lost);
         let state = format!(
             "device {UUID} bus=00000000:01:00.0 total=1000 used={used} temp={temperature} cc=9.0 mig=0 parent=- lost={lost} \
-             ecc={uncorrected} name=NVIDIA H100\nxid {events} {xid}\n"
+             ecc={uncorrected} util=7 power=70000 name=NVIDIA H100\nxid {events} {xid}\n"
         );
         // Renamed over: it is read at any moment.
         let new = self.folder.path().join("new");

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nvml_wrapper::bitmasks::event::EventTypes;
-use nvml_wrapper::enum_wrappers::device::{EccCounter, MemoryError, TemperatureSensor, TemperatureThreshold};
+use nvml_wrapper::enum_wrappers::device::{TemperatureSensor, TemperatureThreshold};
 use nvml_wrapper::enums::event::XidError;
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::event::EventSet;
@@ -164,7 +164,7 @@ struct Health {
 impl Health {
     fn of(device: &Device<'_>) -> Result<Self, End> {
         Ok(Self {
-            uncorrected: known(uncorrected(device))?,
+            uncorrected: known(nvml::uncorrected(device))?,
             slowdown: known(device.temperature_threshold(TemperatureThreshold::Slowdown))?,
             hot: false,
         })
@@ -173,7 +173,7 @@ impl Health {
     fn look(&mut self, device: &Device<'_>, id: &str) -> Result<(), End> {
         // A device that fell off the bus answers no question.
         let temperature = known(device.temperature(TemperatureSensor::Gpu))?;
-        let uncorrected = known(uncorrected(device))?;
+        let uncorrected = known(nvml::uncorrected(device))?;
         if let (Some(before), Some(now)) = (self.uncorrected, uncorrected)
             && now > before
         {
@@ -186,10 +186,6 @@ impl Health {
         self.hot = hot;
         Ok(())
     }
-}
-
-fn uncorrected(device: &Device<'_>) -> Result<u64, NvmlError> {
-    device.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile)
 }
 
 /// What the device does not tell is no fault; that it is lost is one.

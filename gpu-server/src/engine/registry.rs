@@ -8,6 +8,7 @@
 //! it, it is loaded once.
 
 mod entry;
+mod held;
 pub mod room;
 mod sparse;
 #[cfg(test)]

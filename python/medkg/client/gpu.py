@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from medkg.call_context import CallOptions
     from medkg.config import ClientConfig
-    from medkg.results import DeviceInfo, GpuStatus, Lease
+    from medkg.results import DeviceDetails, DeviceInfo, GpuStatus, Lease
 
 
 class GpuClient(Client[native.Gpu]):
@@ -42,6 +42,18 @@ class GpuClient(Client[native.Gpu]):
     def devices(self, **call: Unpack[CallOptions]) -> list[DeviceInfo]:
         """The devices of the server's machine."""
         return self._native.devices(resolve(**call))
+
+    def device(self, device: str, **call: Unpack[CallOptions]) -> DeviceDetails:
+        """One device in detail, with the tenant's leases there.
+
+        Args:
+            device: An ``id`` or a ``uuid`` of :meth:`devices`.
+            **call: See :class:`medkg.call_context.CallOptions`.
+
+        Raises:
+            ValidationError: There is no such device.
+        """
+        return self._native.device(resolve(**call), device)
 
     def allocate(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medkg.results.embedding import EmbeddingResult, SparseEmbeddingResult
-from medkg.results.gpu import DeviceInfo, GpuStatus, Lease
+from medkg.results.gpu import DeviceDetails, DeviceInfo, GpuStatus, Lease, LeaseInfo
 from medkg.results.models import ModelInfo, TokenizerFile
 from medkg.results.reranking import RankedDocument, RerankBatchResult, RerankQuery, RerankResult
 from medkg.results.usage import Usage
@@ -12,12 +12,14 @@ from medkg.results.vector import CollectionInfo, CollectionStatistics, FetchResu
 __all__ = [
     "CollectionInfo",
     "CollectionStatistics",
+    "DeviceDetails",
     "DeviceInfo",
     "EmbeddingResult",
     "FetchResult",
     "GpuStatus",
     "Hit",
     "Lease",
+    "LeaseInfo",
     "ModelInfo",
     "RankedDocument",
     "RerankBatchResult",

@@ -78,6 +78,48 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseInfo:
+    """A lease that the tenant holds.
+
+    Attributes:
+        lease_id: For ``renew`` and ``release``.
+        owner: Who asked for it.
+        memory_bytes: Bytes set aside.
+        expires_at: When it ends by itself; aware, UTC.
+    """
+
+    lease_id: str
+    owner: str
+    memory_bytes: int
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceDetails:
+    """A device and what else NVML tells of it: nothing of a CPU, and of a MIG device not what only the whole GPU has.
+
+    Attributes:
+        device: As ``devices`` tells it.
+        driver_version: Of the NVIDIA driver; empty where there is none.
+        utilization_percent: Part of the last moments in which it computed for any process, 0 to 100; None where
+            NVML does not tell.
+        power_milliwatts: What it draws now; None where it is not known.
+        uncorrected_ecc_errors: ECC errors that could not be corrected, since the driver was loaded; None where
+            it is not known.
+        model_memory_bytes: Bytes of models' weights that the server's process holds there.
+        leases: The tenant's leases there, by id.
+    """
+
+    device: DeviceInfo
+    driver_version: str
+    utilization_percent: int | None
+    power_milliwatts: int | None
+    uncorrected_ecc_errors: int | None
+    model_memory_bytes: int
+    leases: list[LeaseInfo]
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
     """Device memory set aside.
 

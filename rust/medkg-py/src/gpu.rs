@@ -3,10 +3,10 @@
 use std::time::SystemTime;
 
 use medkg_client::Service;
-use medkg_client::service::gpu::{AllocateRequest, DeviceInfo, GpuStatus, Lease, MemoryPressure};
+use medkg_client::service::gpu::{AllocateRequest, DeviceDetails, DeviceInfo, GpuStatus, Lease, MemoryPressure};
 use pyo3::IntoPyObjectExt as _;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyTuple};
+use pyo3::types::{PyDict, PyList};
 
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
@@ -83,6 +83,14 @@ impl Gpu {
         run(py, &process, self.mode, None, start, devices)
     }
 
+    /// See `GpuClient.device`.
+    fn device(&self, py: Python<'_>, call: CallTuple, device: String) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "GetDeviceInfo").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.gpu().device(device, &options).await };
+        run(py, &process, self.mode, None, start, details)
+    }
+
     /// See `GpuClient.allocate`.
     fn allocate(
         &self,
@@ -154,47 +162,48 @@ pub(crate) fn status(py: Python<'_>, status: GpuStatus) -> PyResult<Py<PyAny>> {
 }
 
 fn devices(py: Python<'_>, devices: Vec<DeviceInfo>) -> PyResult<Py<PyAny>> {
-    let class = results::class(py, "DeviceInfo")?;
     let list = PyList::empty(py);
     for device in devices {
-        let DeviceInfo {
-            id,
-            kind,
-            name,
-            total_memory_bytes,
-            leased_memory_bytes,
-            active,
-            used_memory_bytes,
-            uuid,
-            pci_bus_id,
-            temperature_celsius,
-            compute_capability,
-            mig_enabled,
-            parent_uuid,
-            ..
-        } = device;
-        // Two tuples: PyO3 converts those of up to twelve values.
-        let first = (
-            id,
-            kind,
-            name,
-            total_memory_bytes,
-            leased_memory_bytes,
-            active,
-            used_memory_bytes,
-        );
-        let rest = (
-            uuid,
-            pci_bus_id,
-            temperature_celsius,
-            compute_capability,
-            mig_enabled,
-            parent_uuid,
-        );
-        let fields = first.into_pyobject(py)?.add(rest)?;
-        list.append(class.call1(fields.cast_into::<PyTuple>()?)?)?;
+        list.append(device_info(py, device)?)?;
     }
     Ok(list.into_any().unbind())
+}
+
+fn device_info(py: Python<'_>, device: DeviceInfo) -> PyResult<Bound<'_, PyAny>> {
+    // By name: there are more fields than a tuple of pyo3 takes.
+    let fields = PyDict::new(py);
+    fields.set_item("id", device.id)?;
+    fields.set_item("kind", device.kind)?;
+    fields.set_item("name", device.name)?;
+    fields.set_item("total_memory_bytes", device.total_memory_bytes)?;
+    fields.set_item("leased_memory_bytes", device.leased_memory_bytes)?;
+    fields.set_item("active", device.active)?;
+    fields.set_item("used_memory_bytes", device.used_memory_bytes)?;
+    fields.set_item("uuid", device.uuid)?;
+    fields.set_item("pci_bus_id", device.pci_bus_id)?;
+    fields.set_item("temperature_celsius", device.temperature_celsius)?;
+    fields.set_item("compute_capability", device.compute_capability)?;
+    fields.set_item("mig_enabled", device.mig_enabled)?;
+    fields.set_item("parent_uuid", device.parent_uuid)?;
+    results::class(py, "DeviceInfo")?.call((), Some(&fields))
+}
+
+fn details(py: Python<'_>, details: DeviceDetails) -> PyResult<Py<PyAny>> {
+    let class = results::class(py, "LeaseInfo")?;
+    let leases = PyList::empty(py);
+    for lease in details.leases {
+        leases.append(class.call1((lease.lease_id, lease.owner, lease.memory_bytes, lease.expires_at))?)?;
+    }
+    let fields = (
+        device_info(py, details.device)?,
+        details.driver_version,
+        details.utilization_percent,
+        details.power_milliwatts,
+        details.uncorrected_ecc_errors,
+        details.model_memory_bytes,
+        leases,
+    );
+    Ok(results::class(py, "DeviceDetails")?.call1(fields)?.unbind())
 }
 
 fn lease(py: Python<'_>, lease: Lease) -> PyResult<Py<PyAny>> {

@@ -1,7 +1,8 @@
 // A stand-in for libnvidia-ml.so.1 with the parts of NVML's ABI that gpu-server uses (nvml.h, version 12). What it plays stands
 // in the file beside it, named as the library with ".state" at the end, and is read anew at each call:
 //
-//   device GPU-... bus=00000000:01:00.0 total=85899345920 used=1024 temp=41 cc=9.0 mig=0 parent=- lost=0 ecc=0 name=NVIDIA H100
+//   device GPU-... bus=00000000:01:00.0 total=85899345920 used=1024 temp=41 cc=9.0 mig=0 parent=- lost=0 ecc=0 util=7 power=70000
+//     name=NVIDIA H100              (on the same line)
 //   xid 1 79          the first event: Xid 79, on the first device
 //
 // A line with a parent is a MIG device of that GPU. A file with ".watched" at the end appears once events are waited for.
@@ -20,7 +21,7 @@ typedef unsigned long long u64;
 typedef struct {
   char uuid[96], bus[32], parent[96], name[96];
   u64 total, used, ecc;
-  unsigned temp, major, minor, mig, lost;
+  unsigned temp, major, minor, mig, lost, util, power;
 } Device;
 
 typedef struct {
@@ -52,8 +53,10 @@ static State now(void) {
       Device* d = &state.devices[state.count++];
       sscanf(
           line,
-          "device %95s bus=%31s total=%llu used=%llu temp=%u cc=%u.%u mig=%u parent=%95s lost=%u ecc=%llu name=%95[^\n]",
-          d->uuid, d->bus, &d->total, &d->used, &d->temp, &d->major, &d->minor, &d->mig, d->parent, &d->lost, &d->ecc, d->name);
+          "device %95s bus=%31s total=%llu used=%llu temp=%u cc=%u.%u mig=%u parent=%95s lost=%u ecc=%llu "
+          "util=%u power=%u name=%95[^\n]",
+          d->uuid, d->bus, &d->total, &d->used, &d->temp, &d->major, &d->minor, &d->mig, d->parent, &d->lost, &d->ecc,
+          &d->util, &d->power, d->name);
     }
     sscanf(line, "xid %llu %llu", &state.xid_number, &state.xid);
   }
@@ -195,6 +198,29 @@ int nvmlDeviceGetMigDeviceHandleByIndex(handle device, unsigned index, handle* p
     return SUCCESS;
   }
   return NOT_FOUND;
+}
+
+int nvmlSystemGetDriverVersion(char* version, unsigned length) {
+  snprintf(version, length, "580.65.06");
+  return SUCCESS;
+}
+
+typedef struct {
+  unsigned gpu, memory;
+} Utilization;
+
+int nvmlDeviceGetUtilizationRates(handle device, Utilization* rates) {
+  Device d;
+  int code = get(device, &d);
+  *rates = (Utilization){d.util, 0};
+  return is_part(&d) ? NOT_SUPPORTED : code;
+}
+
+int nvmlDeviceGetPowerUsage(handle device, unsigned* milliwatts) {
+  Device d;
+  int code = get(device, &d);
+  *milliwatts = d.power;
+  return is_part(&d) ? NOT_SUPPORTED : code;
 }
 
 int nvmlDeviceGetTotalEccErrors(handle device, int type, int counter, u64* count) {

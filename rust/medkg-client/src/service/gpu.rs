@@ -22,6 +22,10 @@ const DEVICES: Method = Method {
     name: "ListDevices",
     idempotent: true,
 };
+const DEVICE: Method = Method {
+    name: "GetDeviceInfo",
+    idempotent: true,
+};
 // A second attempt could take a second lease, and a second release finds the lease gone.
 const ALLOCATE: Method = Method {
     name: "AllocateGPU",
@@ -140,6 +144,40 @@ pub struct DeviceInfo {
     pub parent_uuid: String,
 }
 
+/// A device, in detail; what NVML does not tell is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeviceDetails {
+    /// As `devices` tells it.
+    pub device: DeviceInfo,
+    /// Of the NVIDIA driver; empty where there is none.
+    pub driver_version: String,
+    /// Part of the last moments in which it computed for any process, 0 to 100.
+    pub utilization_percent: Option<u32>,
+    /// What it draws now.
+    pub power_milliwatts: Option<u64>,
+    /// ECC errors that could not be corrected, since the driver was loaded.
+    pub uncorrected_ecc_errors: Option<u64>,
+    /// Bytes of models' weights that the server's process holds there.
+    pub model_memory_bytes: u64,
+    /// The tenant's leases there, by id.
+    pub leases: Vec<LeaseInfo>,
+}
+
+/// A lease that the tenant holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeaseInfo {
+    /// Names it.
+    pub lease_id: String,
+    /// Who asked for it.
+    pub owner: String,
+    /// Bytes.
+    pub memory_bytes: u64,
+    /// When it ends by itself.
+    pub expires_at: SystemTime,
+}
+
 /// What to set aside.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct AllocateRequest {
@@ -205,26 +243,21 @@ impl GpuClient {
                 .map(tonic::Response::into_inner)
         };
         let answer = self.caller.request(&call, || v1::ListDevicesRequest {}, send).await?;
-        let plain = |device: v1::Device| DeviceInfo {
-            kind: match device.kind() {
-                v1::DeviceKind::Cpu => "cpu",
-                v1::DeviceKind::Cuda => "cuda",
-                v1::DeviceKind::Unspecified => "unknown",
-            },
-            id: device.id,
-            name: device.name,
-            total_memory_bytes: device.total_memory_bytes,
-            leased_memory_bytes: device.leased_memory_bytes,
-            active: device.active,
-            used_memory_bytes: device.used_memory_bytes,
-            uuid: device.uuid,
-            pci_bus_id: device.pci_bus_id,
-            temperature_celsius: device.temperature_celsius,
-            compute_capability: device.compute_capability,
-            mig_enabled: device.mig_enabled,
-            parent_uuid: device.parent_uuid,
+        Ok(answer.message.devices.into_iter().map(device_info).collect())
+    }
+
+    /// One device, by an id or a UUID of [`Self::devices`].
+    pub async fn device(&self, device: String, options: &CallOptions) -> Result<DeviceDetails, ClientError> {
+        let call = self.caller.begin(DEVICE, options)?;
+        let send = |channel, request| async move {
+            Stub::new(channel)
+                .get_device_info(request)
+                .await
+                .map(tonic::Response::into_inner)
         };
-        Ok(answer.message.devices.into_iter().map(plain).collect())
+        let message = || v1::GetDeviceInfoRequest { device: device.clone() };
+        let told = self.caller.request(&call, message, send).await?.message;
+        details(told).map_err(|error| call.sign(error))
     }
 
     /// Sets memory aside. Repeated only if the request certainly was not sent.
@@ -317,6 +350,53 @@ fn plain(status: v1::GetStatusResponse) -> GpuStatus {
         used_memory_bytes: status.used_memory_bytes,
         total_memory_bytes: status.total_memory_bytes,
     }
+}
+
+/// As the wire tells it.
+fn device_info(device: v1::Device) -> DeviceInfo {
+    DeviceInfo {
+        kind: match device.kind() {
+            v1::DeviceKind::Cpu => "cpu",
+            v1::DeviceKind::Cuda => "cuda",
+            v1::DeviceKind::Unspecified => "unknown",
+        },
+        id: device.id,
+        name: device.name,
+        total_memory_bytes: device.total_memory_bytes,
+        leased_memory_bytes: device.leased_memory_bytes,
+        active: device.active,
+        used_memory_bytes: device.used_memory_bytes,
+        uuid: device.uuid,
+        pci_bus_id: device.pci_bus_id,
+        temperature_celsius: device.temperature_celsius,
+        compute_capability: device.compute_capability,
+        mig_enabled: device.mig_enabled,
+        parent_uuid: device.parent_uuid,
+    }
+}
+
+fn details(told: v1::GetDeviceInfoResponse) -> Result<DeviceDetails, ClientError> {
+    let device = told.device.ok_or_else(|| {
+        let message = "the device is missing".to_owned();
+        ClientError::broken_answer(Service::Gpu, DEVICE.name, message)
+    })?;
+    let lease = |lease: v1::LeaseInfo| {
+        Ok(LeaseInfo {
+            expires_at: end(lease.expires_at, DEVICE)?,
+            lease_id: lease.lease_id,
+            owner: lease.owner,
+            memory_bytes: lease.memory_bytes,
+        })
+    };
+    Ok(DeviceDetails {
+        device: device_info(device),
+        driver_version: told.driver_version,
+        utilization_percent: told.utilization_percent,
+        power_milliwatts: told.power_milliwatts,
+        uncorrected_ecc_errors: told.uncorrected_ecc_errors,
+        model_memory_bytes: told.model_memory_bytes,
+        leases: told.leases.into_iter().map(lease).collect::<Result<_, _>>()?,
+    })
 }
 
 /// On the wire.

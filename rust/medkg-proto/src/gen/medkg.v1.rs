@@ -420,6 +420,54 @@ pub struct ListDevicesResponse {
     #[prost(message, repeated, tag = "1")]
     pub devices: ::prost::alloc::vec::Vec<Device>,
 }
+/// Asks for one device.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetDeviceInfoRequest {
+    /// An `id` or a `uuid` of ListDevices.
+    #[prost(string, tag = "1")]
+    pub device: ::prost::alloc::string::String,
+}
+/// A device, in detail. What NVML does not tell of it is absent: of a CPU all of it, of a MIG device what only the whole GPU has.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetDeviceInfoResponse {
+    /// As ListDevices tells it.
+    #[prost(message, optional, tag = "1")]
+    pub device: ::core::option::Option<Device>,
+    /// Of the NVIDIA driver; empty where there is none.
+    #[prost(string, tag = "2")]
+    pub driver_version: ::prost::alloc::string::String,
+    /// Part of the last moments in which it computed for any process, 0 to 100.
+    #[prost(uint32, optional, tag = "3")]
+    pub utilization_percent: ::core::option::Option<u32>,
+    /// What it draws now.
+    #[prost(uint64, optional, tag = "4")]
+    pub power_milliwatts: ::core::option::Option<u64>,
+    /// ECC errors that could not be corrected, since the driver was loaded.
+    #[prost(uint64, optional, tag = "5")]
+    pub uncorrected_ecc_errors: ::core::option::Option<u64>,
+    /// Bytes of models' weights that this process holds there; those that are replaced count while a call computes with them.
+    #[prost(uint64, tag = "6")]
+    pub model_memory_bytes: u64,
+    /// The leases that the caller's tenant holds there, by id. Those of others count in `device.leased_memory_bytes` alone.
+    #[prost(message, repeated, tag = "7")]
+    pub leases: ::prost::alloc::vec::Vec<LeaseInfo>,
+}
+/// A lease that the caller's tenant holds.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaseInfo {
+    /// From AllocateGPU.
+    #[prost(string, tag = "1")]
+    pub lease_id: ::prost::alloc::string::String,
+    /// As told to AllocateGPU.
+    #[prost(string, tag = "2")]
+    pub owner: ::prost::alloc::string::String,
+    /// Bytes set aside.
+    #[prost(uint64, tag = "3")]
+    pub memory_bytes: u64,
+    /// When it ends by itself.
+    #[prost(message, optional, tag = "4")]
+    pub expires_at: ::core::option::Option<::prost_types::Timestamp>,
+}
 /// Asks for device memory.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AllocateGpuRequest {
@@ -754,6 +802,32 @@ pub mod gpu_service_client {
                 .insert(GrpcMethod::new("medkg.v1.GpuService", "ListDevices"));
             self.inner.unary(req, path, codec).await
         }
+        /// One device, with what NVML tells of it beside, and the caller's leases there. INVALID_ARGUMENT on `device` for one that
+        /// ListDevices does not list.
+        pub async fn get_device_info(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetDeviceInfoRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetDeviceInfoResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.GpuService/GetDeviceInfo",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("medkg.v1.GpuService", "GetDeviceInfo"));
+            self.inner.unary(req, path, codec).await
+        }
         /// Sets device memory aside for the tenant until the lease expires or is released. The server counts it against the
         /// device; it does not allocate it. FAILED_PRECONDITION + GPU_UNAVAILABLE where there is no GPU, RESOURCE_EXHAUSTED +
         /// GPU_MEMORY_EXHAUSTED when no device has as much left.
@@ -876,6 +950,15 @@ pub mod gpu_service_server {
             request: tonic::Request<super::ListDevicesRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ListDevicesResponse>,
+            tonic::Status,
+        >;
+        /// One device, with what NVML tells of it beside, and the caller's leases there. INVALID_ARGUMENT on `device` for one that
+        /// ListDevices does not list.
+        async fn get_device_info(
+            &self,
+            request: tonic::Request<super::GetDeviceInfoRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetDeviceInfoResponse>,
             tonic::Status,
         >;
         /// Sets device memory aside for the tenant until the lease expires or is released. The server counts it against the
@@ -1104,6 +1187,51 @@ pub mod gpu_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ListDevicesSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/medkg.v1.GpuService/GetDeviceInfo" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetDeviceInfoSvc<T: GpuService>(pub Arc<T>);
+                    impl<
+                        T: GpuService,
+                    > tonic::server::UnaryService<super::GetDeviceInfoRequest>
+                    for GetDeviceInfoSvc<T> {
+                        type Response = super::GetDeviceInfoResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetDeviceInfoRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as GpuService>::get_device_info(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetDeviceInfoSvc(inner);
                         let codec = crate::codec::NamingCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
