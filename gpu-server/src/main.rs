@@ -45,6 +45,11 @@ fn main() -> ExitCode {
         Ok(config) => config,
         Err(problems) => return complain(USAGE, &problems),
     };
+    run(&config, server::serve(config.clone()))
+}
+
+/// Runs a server of this configuration to its end; only a log that cannot be started comes back.
+fn run(config: &ServerConfig, server: impl Future<Output = Result<(), ServeError>>) -> ExitCode {
     let logs = LogConfig {
         format: match config.log_style {
             LogStyle::Json => LogFormat::Json,
@@ -62,7 +67,7 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(SOFTWARE, &[format!("the runtime cannot be started: {error}")]),
     };
-    let outcome = runtime.block_on(server::serve(config));
+    let outcome = runtime.block_on(server);
     // Calls that were cut off may hold threads; nobody waits for them.
     runtime.shutdown_background();
     let code = match outcome {

@@ -83,22 +83,11 @@ pub async fn serve(config: ServerConfig) -> Result<(), ServeError> {
         None
     };
     // Bound first: a port in use must be told before models are loaded for a minute.
-    let everyone = bind("--listen", config.listen).await?;
-    let optional = |flag, address: Option<SocketAddr>| OptionFuture::from(address.map(|address| bind(flag, address)));
-    let operators = optional("--admin-listen", config.admin_listen).await.transpose()?;
-    // Scrapers speak HTTP/1.1 where there is no TLS to agree on HTTP/2.
-    let scrapers = optional("--metrics-listen", config.metrics_listen).await.transpose()?;
+    let bound = Bound::new(signals, tls, &config).await?;
 
     let device = match device {
         Some(device) => device,
         None => probed(config.device).await,
-    };
-    let bound = Bound {
-        signals,
-        tls,
-        everyone,
-        operators,
-        scrapers,
     };
     Box::pin(bound.serve(config, device)).await
 }
@@ -116,6 +105,23 @@ struct Bound {
 }
 
 impl Bound {
+    /// Binds what is configured.
+    async fn new(
+        signals: shutdown::Signals,
+        tls: Option<medkg_tls::ServerTlsConfig>,
+        config: &ServerConfig,
+    ) -> Result<Self, ServeError> {
+        let optional =
+            |flag, address: Option<SocketAddr>| OptionFuture::from(address.map(|address| bind(flag, address)));
+        Ok(Self {
+            signals,
+            tls,
+            everyone: bind("--listen", config.listen).await?,
+            operators: optional("--admin-listen", config.admin_listen).await.transpose()?,
+            scrapers: optional("--metrics-listen", config.metrics_listen).await.transpose()?,
+        })
+    }
+
     /// Serves with this device, or says why there is none.
     async fn serve(self, config: ServerConfig, device: Result<ActiveDevice, Error>) -> Result<(), ServeError> {
         let Self {
@@ -172,6 +178,7 @@ impl Bound {
             // The last line tells those who wait for it that everything listens.
             tokio::try_join!(
                 door.serve(operators, "operators are served on", for_operators, false),
+                // Scrapers speak HTTP/1.1 where there is no TLS to agree on HTTP/2.
                 door.serve(scrapers, "metrics are served on", for_scrapers, true),
                 door.serve(Some(everyone), "listening on", for_everyone, false),
             )

@@ -18,6 +18,11 @@ else
     cargo test --release --locked --workspace --lib --bins --tests 2>&1 | tee build/rust.log || status=1
 fi
 
+# Tests in Python start it too: a server that can be told that the processor is a GPU (tests/server/played.py).
+tests="$(cargo test --release --locked -p gpu-server --bin gpu-server --no-run --message-format=json 2>/dev/null |
+    .venv/bin/python -c 'import json, sys; print(*(line["executable"] for line in map(json.loads, sys.stdin) if line.get("executable")))')"
+[ -z "$tests" ] || install -m 755 "$tests" build/gpu-server-tests || status=1
+
 # Each test has a time limit of its own; this one is for a runner that hangs.
 timeout --signal=INT --kill-after=60 "${MEDKG_TEST_LIMIT:-40m}" .venv/bin/python -m pytest -n "${MEDKG_TEST_WORKERS:-2}" --dist loadscope --junitxml build/junit-python.xml "${select[@]}" \
     2>&1 | tee build/python.log || status=1

@@ -18,6 +18,7 @@ use tonic_types::StatusExt as _;
 use super::*;
 use crate::config::Arguments;
 use crate::device::stand_in::{StandIn, forget_watch};
+use crate::device::watch::Watched;
 
 fn of_tenant<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
@@ -41,6 +42,41 @@ async fn scrape(address: SocketAddr) -> String {
     text
 }
 
+/// Serves as if the processor were the GPU that `watched` plays.
+async fn serve_watched(config: ServerConfig, watched: Watched) -> Result<(), ServeError> {
+    Box::pin(bound(&config).await.serve(config, Ok(played(watched)))).await
+}
+
+async fn bound(config: &ServerConfig) -> Bound {
+    let signals = shutdown::Signals::install().unwrap();
+    Bound::new(signals, identity(config).unwrap(), config).await.unwrap()
+}
+
+fn played(watched: Watched) -> ActiveDevice {
+    ActiveDevice {
+        id: "cuda:0".to_owned(),
+        watched: Some(watched),
+        ..device::probe(DeviceChoice::Cpu).unwrap()
+    }
+}
+
+/// No test: what tests in Python start (tests/server/played.py). It takes the server's arguments, one a line, and NVML's
+/// library from the environment, and ends as gpu-server does. No other binary can be told that the processor is a GPU.
+#[test]
+#[ignore = "serves for other tests"]
+fn serves_on_a_gpu_that_is_played() {
+    let arguments = std::env::var("MEDKG_TEST_ARGUMENTS").unwrap();
+    let arguments = Arguments::try_parse_from(std::iter::once("gpu-server").chain(arguments.lines()));
+    let config = ServerConfig::try_new(arguments.unwrap()).unwrap();
+    let watched = Watched {
+        library: Some(std::env::var_os("MEDKG_TEST_NVML").unwrap().into()),
+        uuid: std::env::var("MEDKG_TEST_GPU").unwrap(),
+        id: "cuda:0".to_owned(),
+    };
+    let code = crate::run(&config, serve_watched(config.clone(), watched));
+    unreachable!("it exits: {code:?}");
+}
+
 /// A server whose GPU NVML plays.
 struct Started {
     address: String,
@@ -51,26 +87,15 @@ struct Started {
 async fn start(nvml: &StandIn) -> Started {
     let model = concat!(env!("CARGO_MANIFEST_DIR"), "/models/medkg-reranker-minilm");
     let line = format!(
-        "gpu-server --listen 127.0.0.1:0 --services gpu,reranking --reranking-model m={model} --batch-tokens 512 \
-         --threads 1 --dtype f32 --gpu-lost-grace 1"
+        "gpu-server --listen 127.0.0.1:0 --metrics-listen 127.0.0.1:0 --services gpu,reranking --reranking-model m={model} \
+         --batch-tokens 512 --threads 1 --dtype f32 --gpu-lost-grace 1"
     );
     let config = ServerConfig::try_new(Arguments::try_parse_from(line.split_whitespace()).unwrap()).unwrap();
-    let bound = Bound {
-        signals: shutdown::Signals::install().unwrap(),
-        tls: None,
-        everyone: bind("--listen", config.listen).await.unwrap(),
-        operators: None,
-        scrapers: Some(bind("--metrics-listen", config.listen).await.unwrap()),
-    };
+    let bound = bound(&config).await;
     let address = format!("http://{}", bound.everyone.1);
     let metrics = bound.scrapers.as_ref().unwrap().1;
     let begun = forget_watch(&nvml.watched());
-    let device = ActiveDevice {
-        id: "cuda:0".to_owned(),
-        watched: Some(nvml.watched()),
-        ..device::probe(DeviceChoice::Cpu).unwrap()
-    };
-    let server = tokio::spawn(bound.serve(config, Ok(device)));
+    let server = tokio::spawn(bound.serve(config, Ok(played(nvml.watched()))));
     while !begun.exists() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
