@@ -38,10 +38,12 @@ if TYPE_CHECKING:
         Hit,
         Lease,
         ModelInfo,
+        RecallReport,
         RerankBatchResult,
         RerankQuery,
         RerankResult,
         SparseEmbeddingResult,
+        TenantStatistics,
         TokenizerFile,
         UpsertResult,
     )
@@ -301,6 +303,16 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
     async def statistics(self, name: str, **call: Unpack[CallOptions]) -> CollectionStatistics:
         """As :meth:`medkg.VectorClient.statistics`."""
         return await self._native.statistics(resolve(**call), name)
+
+    async def tenant_statistics(self, **call: Unpack[CallOptions]) -> TenantStatistics:
+        """As :meth:`medkg.VectorClient.tenant_statistics`."""
+        return await self._native.tenant_statistics(resolve(**call))
+
+    async def check_recall(
+        self, name: str, *, sample: int = 32, k: int = 10, seed: int = 0, **call: Unpack[CallOptions]
+    ) -> RecallReport:
+        """As :meth:`medkg.VectorClient.check_recall`."""
+        return await self._native.check_recall(resolve(**call), name, (sample, k, seed))
 
 
 class AsyncGpuClient(AsyncClient[native.AsyncGpu]):

@@ -5,11 +5,16 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use tokio::sync::oneshot;
 
 use super::blocking;
 use super::columns::{self, Read};
 use super::filter::{Cell, Field, Filter};
+use super::recall::{self, Check, Limit, Recall};
 use super::store::{Fetched, Points, Properties, Store};
+use super::usage::Usage;
 use super::view::{Ask, Hit, View};
 use crate::engine::Engine;
 use crate::error::Error;
@@ -42,21 +47,11 @@ struct Shared {
     fields: Mutex<Vec<Field>>,
     closed: AtomicBool,
     points: AtomicUsize,
-    queries: AtomicU64,
+    usage: Usage,
 }
 
-/// Numbers about a collection.
-#[derive(Debug, Clone, Copy)]
-pub struct Statistics {
-    /// Points in it.
-    pub points: u64,
-    /// Bytes on the device.
-    pub device_bytes: u64,
-    /// Bytes on disk.
-    pub disk_bytes: u64,
-    /// Queries answered since the start.
-    pub queries: u64,
-}
+/// Queries that are searched at once by a check: batches of other calls go between them.
+const CHECKED_AT_ONCE: usize = 16;
 
 /// The nearest points of one query, with their payloads ("" for none) if they were asked for.
 pub type Found = Vec<(Hit, String)>;
@@ -78,7 +73,7 @@ impl Collection {
             fields: Mutex::new(Vec::new()),
             closed: AtomicBool::new(false),
             points: AtomicUsize::new(0),
-            queries: AtomicU64::new(0),
+            usage: Usage::try_new()?,
         });
         shared.refresh().await?;
         Ok(Self { properties, shared })
@@ -99,7 +94,8 @@ impl Collection {
     /// # Errors
     /// [`Error::CollectionNotFound`] once it is dropped, [`Error::Internal`] naming the file, or a device error.
     pub async fn upsert(&self, points: Points) -> Result<u64, Error> {
-        self.change(move |store, fields| {
+        let count = points.ids.len();
+        let written = self.change(move |store, fields| {
             let inserted = store.write(&points)?;
             let ids: Vec<Arc<str>> = points.ids.iter().map(|id| Arc::from(id.as_str())).collect();
             let payloads = (0..ids.len()).map(|row| points.payloads.get(row).map_or("", String::as_str));
@@ -109,8 +105,10 @@ impl Collection {
                 columns::read(fields, payloads)
             };
             Ok((inserted, Change::Upsert(ids, points.vectors, read)))
-        })
-        .await
+        });
+        let inserted = written.await?;
+        self.shared.usage.upserted(count);
+        Ok(inserted)
     }
 
     /// Removes points; how many were there.
@@ -118,8 +116,11 @@ impl Collection {
     /// # Errors
     /// As [`Self::upsert`].
     pub async fn remove(&self, ids: Vec<String>) -> Result<u64, Error> {
-        self.change(move |store, _| Ok((store.remove(&ids)?, Change::Remove(ids))))
-            .await
+        let removed = self
+            .change(move |store, _| Ok((store.remove(&ids)?, Change::Remove(ids))))
+            .await?;
+        self.shared.usage.deleted(removed);
+        Ok(removed)
     }
 
     /// The nearest points of each query.
@@ -128,11 +129,17 @@ impl Collection {
     /// [`Error::InvalidField`] for a filter's field that no payload has, [`Error::CollectionNotFound`] once it is dropped,
     /// [`Error::Internal`] naming the file, or a device error.
     pub async fn search(&self, ask: Ask, with_payload: bool) -> Result<Vec<Found>, Error> {
+        let started = Instant::now();
+        let queries = ask.queries.len() / self.properties.dimension;
+        let found = self.find(ask, with_payload).await?;
+        self.shared.usage.searched(queries, started.elapsed());
+        Ok(found)
+    }
+
+    async fn find(&self, ask: Ask, with_payload: bool) -> Result<Vec<Found>, Error> {
         let shared = Arc::clone(&self.shared);
-        let count = ask.queries.len() / self.properties.dimension;
         let filter = ask.filter.clone();
         let hits = self.ask(filter, move |view| view.search(&ask)).await?;
-        shared.queries.fetch_add(count as u64, Ordering::Relaxed);
         if !with_payload {
             return Ok(hits
                 .into_iter()
@@ -179,25 +186,80 @@ impl Collection {
         fetched.ok_or_else(|| Error::invalid("ids", "have more than 24 MiB of vectors and payloads; ask for fewer"))
     }
 
-    /// Numbers about it.
+    /// Bytes of its file.
+    pub fn disk_bytes(&self) -> u64 {
+        self.shared.store.disk_bytes()
+    }
+
+    /// What was done to it since the start, and what it takes on the device.
+    pub fn usage(&self) -> &Usage {
+        &self.shared.usage
+    }
+
+    /// Compares what search returns with the exact nearest points in float64.
     ///
     /// # Errors
-    /// A device error.
-    pub async fn statistics(&self) -> Result<Statistics, Error> {
+    /// [`Error::DeadlineExpired`], [`Error::CollectionNotFound`] once it is dropped, [`Error::Internal`] naming the file, or a
+    /// device error.
+    pub async fn check_recall(&self, check: Check, deadline: Option<Instant>) -> Result<Recall, Error> {
         self.shared.check_open()?;
-        let key = self.shared.key;
-        let asked = self
-            .shared
-            .engine
-            .run(move |views| Ok(views.get(key)?.device_bytes()))
-            .await;
-        let device_bytes = self.shared.unless_closed(asked)?;
-        Ok(Statistics {
-            points: self.points(),
-            device_bytes,
-            disk_bytes: self.shared.store.disk_bytes(),
-            queries: self.shared.queries.load(Ordering::Relaxed),
-        })
+        let (limit, _waiting) = Limit::new(deadline);
+        let (reader, own) = (Arc::clone(&self.shared), limit.clone());
+        let sample = Arc::new(blocking(move || recall::draw(&reader.store, check, &own)).await?);
+        // Held until the searches have answered: the file's state that is compared is the one that the view shows.
+        let no_write_runs = self.shared.writing.lock().await;
+        self.shared.check_open()?;
+        self.shared.refresh().await?;
+        let (fixed, is_fixed) = oneshot::channel();
+        let (answer, answered) = oneshot::channel();
+        let (reader, own, drawn) = (Arc::clone(&self.shared), limit.clone(), Arc::clone(&sample));
+        let comparing = blocking(move || {
+            recall::compare(&reader.store, check, &drawn, &own, || {
+                let _ = fixed.send(());
+                // Nobody answers if a search failed, and then nobody waits for this one either.
+                answered.blocking_recv().map_err(Error::internal)
+            })
+        });
+        let searching = async {
+            if is_fixed.await.is_ok() {
+                let _ = answer.send(self.search_sample(&sample, check, &limit).await?);
+            }
+            drop(no_write_runs);
+            Ok::<(), Error>(())
+        };
+        let (searched, compared) = tokio::join!(searching, comparing);
+        searched?;
+        compared
+    }
+
+    /// What search returns for each of the sample, as a caller would get it.
+    async fn search_sample(
+        &self,
+        sample: &recall::Sample,
+        check: Check,
+        limit: &Limit,
+    ) -> Result<Vec<recall::Returned>, Error> {
+        let mut lists = Vec::with_capacity(sample.ids.len());
+        for queries in sample.vectors.chunks(CHECKED_AT_ONCE * self.properties.dimension) {
+            limit.check()?;
+            let ask = Ask {
+                queries: queries.to_vec(),
+                k: check.k,
+                filter: None,
+                threshold: None,
+            };
+            let found = self
+                .shared
+                .on_view(&Arc::new(move |view: &mut View| view.search(&ask)))
+                .await?;
+            let found = found.ok_or_else(|| Error::internal("a search without a filter waits for columns"))?;
+            lists.extend(
+                found
+                    .into_iter()
+                    .map(|hits| hits.into_iter().map(|hit| hit.id).collect()),
+            );
+        }
+        Ok(lists)
     }
 
     /// Ends it: waits for the running write, refuses all later calls, frees the view.
@@ -272,10 +334,11 @@ impl Collection {
                     Change::Upsert(ids, rows, read) => view.upsert(&ids, &rows, read)?,
                     Change::Remove(ids) => view.remove(&ids)?,
                 }
-                Ok((view.len(), view.fields()))
+                Ok((view.len(), view.device_bytes(), view.fields()))
             });
-            let (points, fields) = shared.stale_on_error(applied.await)?;
+            let (points, device_bytes, fields) = shared.stale_on_error(applied.await)?;
             shared.set_fields(fields);
+            shared.usage.set_device_bytes(device_bytes);
             shared.points.store(points, Ordering::Release);
             Ok(count)
         });
@@ -378,9 +441,11 @@ impl Shared {
         let (key, properties) = (self.key, self.store.properties);
         let ids: Vec<Arc<str>> = points.ids.iter().map(|id| Arc::from(id.as_str())).collect();
         let count = ids.len();
-        self.engine
-            .run_owed(move |views| views.build(key, properties, &ids, &points.vectors))
-            .await?;
+        let built = self.engine.run_owed(move |views| {
+            views.build(key, properties, &ids, &points.vectors)?;
+            Ok(views.get(key)?.device_bytes())
+        });
+        self.usage.set_device_bytes(built.await?);
         self.set_fields(Vec::new());
         self.points.store(count, Ordering::Release);
         self.stale.store(false, Ordering::Release);

@@ -6,8 +6,10 @@
 pub mod collection;
 pub mod columns;
 pub mod filter;
+pub mod recall;
 pub mod store;
 mod top;
+pub mod usage;
 pub mod view;
 
 use std::collections::BTreeMap;
@@ -48,6 +50,15 @@ pub struct Totals {
     pub damaged: u64,
     /// Points in those that answer.
     pub points: u64,
+}
+
+/// Some collections, in the order of tenant and name.
+#[derive(Debug, Default)]
+pub struct Listed {
+    /// Those that answer, with their tenants.
+    pub served: Vec<(String, Handle)>,
+    /// Tenants and names of those whose file cannot be read.
+    pub damaged: Vec<(String, String)>,
 }
 
 /// A collection, or why it is not served.
@@ -128,6 +139,28 @@ impl Collections {
             }
         }
         totals
+    }
+
+    /// The collections of all tenants, or of one.
+    pub fn all(&self, tenant: Option<&str>) -> Listed {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let mut listed = Listed::default();
+        let wanted = open.iter().filter(|(of, _)| tenant.is_none_or(|tenant| *of == tenant));
+        for (tenant, collections) in wanted {
+            for (name, entry) in collections {
+                match entry.as_ref() {
+                    Entry::Open(_) => {
+                        let handle = Handle {
+                            name: name.clone(),
+                            entry: Arc::clone(entry),
+                        };
+                        listed.served.push((tenant.clone(), handle));
+                    }
+                    Entry::Damaged { .. } => listed.damaged.push((tenant.clone(), name.clone())),
+                }
+            }
+        }
+        listed
     }
 
     /// Makes a collection; false if an equal one was there and that is accepted.

@@ -1,6 +1,8 @@
 //! A collection's file: a redb database with its properties, its vectors (f32, little-endian) and its payloads (JSON
 //! text). redb commits with fsync by default: what `write` returned for is on disk.
 
+pub mod scan;
+
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -324,7 +326,8 @@ impl Store {
     }
 }
 
-fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+/// The elements of vectors as the file has them.
+pub(super) fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
     bytes
         .chunks_exact(4)
         .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))

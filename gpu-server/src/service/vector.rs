@@ -1,6 +1,7 @@
 //! `VectorService`.
 
 mod filter;
+mod statistics;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use medkg_proto::v1;
 use medkg_proto::v1::vector_service_server::VectorService;
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, Semaphore};
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
@@ -35,12 +36,18 @@ pub struct Vectors {
     engine: Arc<Engine>,
     /// Set once the collections are on the device.
     collections: Arc<OnceCell<Result<Collections, Error>>>,
+    /// Recall checks that run.
+    checks: Arc<Semaphore>,
 }
 
 impl Vectors {
     /// Serves `collections` once they are there.
-    pub const fn new(engine: Arc<Engine>, collections: Arc<OnceCell<Result<Collections, Error>>>) -> Self {
-        Self { engine, collections }
+    pub fn new(engine: Arc<Engine>, collections: Arc<OnceCell<Result<Collections, Error>>>) -> Self {
+        Self {
+            engine,
+            collections,
+            checks: Arc::new(Semaphore::new(1)),
+        }
     }
 
     fn collections(&self) -> Result<&Collections, Error> {
@@ -230,20 +237,6 @@ impl Vectors {
         validate::count("ids", request.ids.len(), MAX_POINTS)?;
         Ok(v1::DeleteVectorsResponse {
             deleted: handle.open()?.remove(request.ids).await?,
-        })
-    }
-
-    async fn statistics(&self, tenant: &str, collection: &str) -> Result<v1::GetCollectionStatisticsResponse, Error> {
-        let handle = self.collections()?.get(tenant, collection)?;
-        let found = handle.open()?;
-        let numbers = found.statistics().await?;
-        Ok(v1::GetCollectionStatisticsResponse {
-            collection: Some(describe(collection, found.properties)),
-            points: numbers.points,
-            device_bytes: numbers.device_bytes,
-            disk_bytes: numbers.disk_bytes,
-            queries: numbers.queries,
-            device: device_id(&self.engine).to_owned(),
         })
     }
 }
@@ -458,7 +451,27 @@ impl VectorService for Vectors {
         request: Request<v1::GetCollectionStatisticsRequest>,
     ) -> Result<Response<v1::GetCollectionStatisticsResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        let serve = |call: call::Call| async move { self.statistics(call.tenant.as_str(), &request.collection).await };
+        let serve = |call: call::Call| async move { self.statistics(call.tenant.as_str(), &request.collection) };
         call::unary(&metadata, "VectorService/GetCollectionStatistics", serve).await
+    }
+
+    async fn get_tenant_statistics(
+        &self,
+        request: Request<v1::GetTenantStatisticsRequest>,
+    ) -> Result<Response<v1::GetTenantStatisticsResponse>, Status> {
+        let serve = |call: call::Call| async move { self.tenant_statistics(call.tenant.as_str()) };
+        call::unary(request.metadata(), "VectorService/GetTenantStatistics", serve).await
+    }
+
+    async fn check_recall(
+        &self,
+        request: Request<v1::CheckRecallRequest>,
+    ) -> Result<Response<v1::CheckRecallResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let serve = |call: call::Call| async move {
+            let tenant = call.tenant.as_str();
+            self.check_recall(tenant, call.deadline, request).await
+        };
+        call::unary(&metadata, "VectorService/CheckRecall", serve).await
     }
 }

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from medkg.call_context import CallOptions
     from medkg.config import ClientConfig
     from medkg.filters import Filter
-    from medkg.results import CollectionInfo, CollectionStatistics, FetchResult, Hit, UpsertResult
+    from medkg.results import (
+        CollectionInfo,
+        CollectionStatistics,
+        FetchResult,
+        Hit,
+        RecallReport,
+        TenantStatistics,
+        UpsertResult,
+    )
 
 
 class VectorClient(Client[native.Vector]):
@@ -148,3 +156,29 @@ class VectorClient(Client[native.Vector]):
     def statistics(self, name: str, **call: Unpack[CallOptions]) -> CollectionStatistics:
         """Size, memory and use of a collection."""
         return self._native.statistics(resolve(**call), name)
+
+    def tenant_statistics(self, **call: Unpack[CallOptions]) -> TenantStatistics:
+        """Size, memory and use of all collections of the tenant."""
+        return self._native.tenant_statistics(resolve(**call))
+
+    def check_recall(
+        self, name: str, *, sample: int = 32, k: int = 10, seed: int = 0, **call: Unpack[CallOptions]
+    ) -> RecallReport:
+        """Compare what search answers with the exact nearest points, which the server computes anew in float64.
+
+        The server reads the whole collection twice, so give a large one time (``timeout=``). Points whose float64
+        scores differ by at most 1e-6 may change places. With storage f16 or bf16 search scores rounded vectors, and
+        recall tells how many of the nearest points that misses.
+
+        Args:
+            name: The collection.
+            sample: Stored points that are taken as queries, 1 to 1,000; all of them, where there are fewer.
+            k: Nearest points that are compared for each, 1 to 100.
+            seed: Chooses the sample: the same one for the same points.
+            **call: See :class:`medkg.call_context.CallOptions`.
+
+        Raises:
+            CollectionNotFoundError: The tenant has no collection of that name.
+            ServiceTimeoutError: The deadline passed before all was compared.
+        """
+        return self._native.check_recall(resolve(**call), name, (sample, k, seed))

@@ -7,25 +7,39 @@ from medkg.results.gpu import DeviceDetails, DeviceInfo, GpuStatus, Lease, Lease
 from medkg.results.models import ModelInfo, TokenizerFile
 from medkg.results.reranking import RankedDocument, RerankBatchResult, RerankQuery, RerankResult
 from medkg.results.usage import Usage
-from medkg.results.vector import CollectionInfo, CollectionStatistics, FetchResult, Hit, UpsertResult
+from medkg.results.vector import (
+    CollectionInfo,
+    CollectionStatistics,
+    CollectionUsage,
+    FetchResult,
+    Hit,
+    Latency,
+    RecallReport,
+    TenantStatistics,
+    UpsertResult,
+)
 
 __all__ = [
     "CollectionInfo",
     "CollectionStatistics",
+    "CollectionUsage",
     "DeviceDetails",
     "DeviceInfo",
     "EmbeddingResult",
     "FetchResult",
     "GpuStatus",
     "Hit",
+    "Latency",
     "Lease",
     "LeaseInfo",
     "ModelInfo",
     "RankedDocument",
+    "RecallReport",
     "RerankBatchResult",
     "RerankQuery",
     "RerankResult",
     "SparseEmbeddingResult",
+    "TenantStatistics",
     "TokenizerFile",
     "UpsertResult",
     "Usage",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from typing import Any, Literal
 
     import numpy as np
@@ -77,6 +78,92 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
+class Latency:
+    """How long calls took on the server, within 1 %; seconds.
+
+    Attributes:
+        p50: Half of the calls took at most this long.
+        p90: Nine in ten.
+        p99: 99 in 100.
+        max: The longest one; at most an hour is told.
+    """
+
+    p50: float
+    p90: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionUsage:
+    """What was done to collections since the server started; only what succeeded.
+
+    Attributes:
+        searches: Calls that searched, as the server got them.
+        queries: Queries in them.
+        upserts: Requests that wrote points.
+        upserted_points: Points in them.
+        deletes: Requests that removed points.
+        deleted_points: Points that they removed.
+        last_write: The end of the last write, aware, in UTC; None if there was none.
+        search_latency: How long searches took on the server, waiting included; None if there was none.
+    """
+
+    searches: int
+    queries: int
+    upserts: int
+    upserted_points: int
+    deletes: int
+    deleted_points: int
+    last_write: datetime | None
+    search_latency: Latency | None
+
+
+@dataclass(frozen=True, slots=True)
+class TenantStatistics:
+    """Sums over a tenant's collections that are there now.
+
+    Attributes:
+        collections: Collections that are served.
+        damaged: Names of those that cannot be read, which are not in the sums.
+        points: Points in them.
+        device_bytes: Device memory that their vectors take, spare capacity included.
+        disk_bytes: Bytes of their files.
+        usage: What was done to them.
+    """
+
+    collections: int
+    damaged: list[str]
+    points: int
+    device_bytes: int
+    disk_bytes: int
+    usage: CollectionUsage
+
+
+@dataclass(frozen=True, slots=True)
+class RecallReport:
+    """How search compares with the exact nearest points in float64.
+
+    Attributes:
+        recall: found / expected.
+        expected: Points that should have been found.
+        found: Those of them that search returned.
+        queries: Stored points that were taken as queries.
+        mismatches: Queries for which a point was missing, or the order was wrong.
+        mismatched_ids: The ids of the first 20 of those.
+        points: Points that each query was compared with.
+    """
+
+    recall: float
+    expected: int
+    found: int
+    queries: int
+    mismatches: int
+    mismatched_ids: list[str]
+    points: int
+
+
+@dataclass(frozen=True, slots=True)
 class CollectionStatistics:
     """Size, memory and use of a collection.
 
@@ -90,6 +177,7 @@ class CollectionStatistics:
         disk_bytes: Bytes of its file.
         queries: Queries answered since the server started.
         device: Where it is searched.
+        usage: What was done to it.
     """
 
     name: str
@@ -101,3 +189,4 @@ class CollectionStatistics:
     disk_bytes: int
     queries: int
     device: str
+    usage: CollectionUsage

@@ -19,6 +19,7 @@ mod process;
 mod reranking;
 mod results;
 mod running;
+mod statistics;
 mod streaming;
 mod vector;
 mod watching;

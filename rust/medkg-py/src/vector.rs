@@ -2,7 +2,7 @@
 
 use medkg_client::Service;
 use medkg_client::service::vector::{
-    CollectionInfo, CollectionStatistics, Fetched, Hits, Metric, Points, SearchRequest, Storage, Upserted,
+    CollectionInfo, Fetched, Hits, Metric, Points, RecallCheck, SearchRequest, Storage, Upserted,
 };
 use pyo3::IntoPyObjectExt as _;
 use pyo3::intern;
@@ -12,7 +12,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{arrays, config, filters, results};
+use crate::{arrays, config, filters, results, statistics};
 
 /// Vector search; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -249,7 +249,25 @@ impl Vector {
         let options = arguments(py, "GetCollectionStatistics").call(call)?;
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.vector().statistics(name, &options).await };
-        run(py, &process, self.mode, None, start, statistics)
+        run(py, &process, self.mode, None, start, statistics::of_collection)
+    }
+
+    /// See `VectorClient.tenant_statistics`.
+    fn tenant_statistics(&self, py: Python<'_>, call: CallTuple) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "GetTenantStatistics").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().tenant_statistics(&options).await };
+        run(py, &process, self.mode, None, start, statistics::of_tenant)
+    }
+
+    /// See `VectorClient.check_recall`.
+    fn check_recall(&self, py: Python<'_>, call: CallTuple, name: String, how: (u32, u32, u64)) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "CheckRecall").call(call)?;
+        let (sample, k, seed) = how;
+        let check = RecallCheck { sample, k, seed };
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().check_recall(name, check, &options).await };
+        run(py, &process, self.mode, None, start, statistics::recall)
     }
 
     /// Lets the connections go.
@@ -317,19 +335,4 @@ fn fetched(py: Python<'_>, found: Fetched) -> PyResult<Py<PyAny>> {
     });
     let fields = (found.ids, vectors.transpose()?, payloads.transpose()?, found.missing);
     Ok(results::class(py, "FetchResult")?.call1(fields)?.unbind())
-}
-
-fn statistics(py: Python<'_>, found: CollectionStatistics) -> PyResult<Py<PyAny>> {
-    let fields = (
-        found.name,
-        found.dimension,
-        found.metric.as_str(),
-        found.storage.as_str(),
-        found.points,
-        found.device_bytes,
-        found.disk_bytes,
-        found.queries,
-        found.device,
-    );
-    Ok(results::class(py, "CollectionStatistics")?.call1(fields)?.unbind())
 }

@@ -6,6 +6,7 @@
 
 mod filter;
 mod read;
+mod statistics;
 mod values;
 
 use std::collections::HashSet;
@@ -50,19 +51,14 @@ const SEARCH: Method = Method {
     name: "SearchVectors",
     idempotent: true,
 };
-const STATISTICS: Method = Method {
-    name: "GetCollectionStatistics",
-    idempotent: true,
-};
 /// The wire's limits for one request.
 const MAX_IDS: usize = 65_536;
 const MAX_QUERIES: usize = 1_024;
 const ELEMENT: usize = size_of::<f32>();
 
 pub use filter::{Bounds, Filter, FilterValue, MAX_FILTER_DEPTH};
-pub use values::{
-    CollectionInfo, CollectionStatistics, Fetched, Hit, Hits, Matrix, Metric, Points, SearchRequest, Storage, Upserted,
-};
+pub use statistics::{CollectionStatistics, CollectionUsage, Latency, Recall, RecallCheck, TenantStatistics};
+pub use values::{CollectionInfo, Fetched, Hit, Hits, Matrix, Metric, Points, SearchRequest, Storage, Upserted};
 
 /// Calls `VectorService`.
 #[derive(Debug, Clone)]
@@ -268,35 +264,6 @@ impl VectorClient {
             stub.search_vectors(request).await.map(tonic::Response::into_inner)
         };
         self.caller.request(call, message, send).await
-    }
-
-    /// Size, memory and use of a collection.
-    pub async fn statistics(&self, name: String, options: &CallOptions) -> Result<CollectionStatistics, ClientError> {
-        let call = self.caller.begin(STATISTICS, options)?;
-        let send = |channel, request| async move {
-            Stub::new(channel)
-                .get_collection_statistics(request)
-                .await
-                .map(tonic::Response::into_inner)
-        };
-        let message = || v1::GetCollectionStatisticsRequest {
-            collection: name.clone(),
-        };
-        let found = self.caller.request(&call, message, send).await?.message;
-        let Some(info) = collection(found.collection, false) else {
-            return Err(call.sign(broken(STATISTICS, "the answer has no collection".to_owned())));
-        };
-        Ok(CollectionStatistics {
-            name: info.name,
-            dimension: info.dimension,
-            metric: info.metric,
-            storage: info.storage,
-            points: found.points,
-            device_bytes: found.device_bytes,
-            disk_bytes: found.disk_bytes,
-            queries: found.queries,
-            device: found.device,
-        })
     }
 }
 

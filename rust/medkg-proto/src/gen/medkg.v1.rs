@@ -3693,6 +3693,121 @@ pub struct GetCollectionStatisticsResponse {
     /// "cpu" or "cuda:N".
     #[prost(string, tag = "6")]
     pub device: ::prost::alloc::string::String,
+    /// What was done to it since the server started.
+    #[prost(message, optional, tag = "7")]
+    pub usage: ::core::option::Option<CollectionUsage>,
+}
+/// What was done to collections since the server started. Only what succeeded is counted.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CollectionUsage {
+    /// Calls of SearchVectors; `queries` has what they asked for.
+    #[prost(uint64, tag = "1")]
+    pub searches: u64,
+    /// Queries of them.
+    #[prost(uint64, tag = "2")]
+    pub queries: u64,
+    /// Calls of UpsertVectors.
+    #[prost(uint64, tag = "3")]
+    pub upserts: u64,
+    /// Points in them.
+    #[prost(uint64, tag = "4")]
+    pub upserted_points: u64,
+    /// Calls of DeleteVectors.
+    #[prost(uint64, tag = "5")]
+    pub deletes: u64,
+    /// Points that they removed.
+    #[prost(uint64, tag = "6")]
+    pub deleted_points: u64,
+    /// The end of the last write; unset if there was none.
+    #[prost(message, optional, tag = "7")]
+    pub last_write: ::core::option::Option<::prost_types::Timestamp>,
+    /// How long searches took on the server, waiting for the device and reading payloads included; unset if there was none.
+    #[prost(message, optional, tag = "8")]
+    pub search_latency: ::core::option::Option<Latency>,
+}
+/// How long calls took. Quantiles are within 1 % (an HDR histogram); calls longer than an hour count as one hour.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Latency {
+    /// Half of the calls took at most this long.
+    #[prost(message, optional, tag = "1")]
+    pub p50: ::core::option::Option<::prost_types::Duration>,
+    /// Nine in ten.
+    #[prost(message, optional, tag = "2")]
+    pub p90: ::core::option::Option<::prost_types::Duration>,
+    /// 99 in 100.
+    #[prost(message, optional, tag = "3")]
+    pub p99: ::core::option::Option<::prost_types::Duration>,
+    /// The longest one.
+    #[prost(message, optional, tag = "4")]
+    pub max: ::core::option::Option<::prost_types::Duration>,
+}
+/// Asks for the statistics of the call's tenant.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetTenantStatisticsRequest {}
+/// Sums over the tenant's collections that are there now.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetTenantStatisticsResponse {
+    /// Collections that are served.
+    #[prost(uint32, tag = "1")]
+    pub collections: u32,
+    /// Names of the damaged ones, which are not served and not in the sums.
+    #[prost(string, repeated, tag = "2")]
+    pub damaged: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Points in them.
+    #[prost(uint64, tag = "3")]
+    pub points: u64,
+    /// Bytes of device memory that their vectors take, spare capacity included.
+    #[prost(uint64, tag = "4")]
+    pub device_bytes: u64,
+    /// Bytes of their files.
+    #[prost(uint64, tag = "5")]
+    pub disk_bytes: u64,
+    /// What was done to them since the server started.
+    #[prost(message, optional, tag = "6")]
+    pub usage: ::core::option::Option<CollectionUsage>,
+}
+/// Asks whether search is right.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CheckRecallRequest {
+    /// The collection's name.
+    #[prost(string, tag = "1")]
+    pub collection: ::prost::alloc::string::String,
+    /// Stored points that are taken as queries, at most 1,000; 0 means 32. All of them, where there are fewer.
+    #[prost(uint32, tag = "2")]
+    pub sample: u32,
+    /// Nearest points that are compared for each, at most 100; 0 means 10.
+    #[prost(uint32, tag = "3")]
+    pub k: u32,
+    /// Chooses the sample: the same one for the same points.
+    #[prost(uint64, tag = "4")]
+    pub seed: u64,
+}
+/// How search compares with float64. A point that search returned is right if its float64 score is at most 1e-6 below that of the
+/// k-th best one, and if those ranked after it have no score that is more than 1e-6 above its own. With storage f16 or bf16 search
+/// scores rounded vectors, so that points nearer to each other than the rounding may be missed: recall tells how many.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CheckRecallResponse {
+    /// Points that should have been found: k for each query, or all points where there are fewer.
+    #[prost(uint64, tag = "1")]
+    pub expected: u64,
+    /// Those of them that search returned.
+    #[prost(uint64, tag = "2")]
+    pub found: u64,
+    /// found / expected; 1 if nothing was expected.
+    #[prost(double, tag = "3")]
+    pub recall: f64,
+    /// Queries that were compared.
+    #[prost(uint32, tag = "4")]
+    pub queries: u32,
+    /// Queries for which a point was missing, or the order was wrong.
+    #[prost(uint32, tag = "5")]
+    pub mismatches: u32,
+    /// The ids of the first 20 of those.
+    #[prost(string, repeated, tag = "6")]
+    pub mismatched_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Points that each query was compared with.
+    #[prost(uint64, tag = "7")]
+    pub points: u64,
 }
 /// How near two vectors are. Larger is always nearer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
@@ -4055,6 +4170,59 @@ pub mod vector_service_client {
                 );
             self.inner.unary(req, path, codec).await
         }
+        /// The same over all collections of the tenant.
+        pub async fn get_tenant_statistics(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetTenantStatisticsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetTenantStatisticsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.VectorService/GetTenantStatistics",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("medkg.v1.VectorService", "GetTenantStatistics"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
+        /// Compares what search answers with the exact nearest points, computed anew in float64 from the file. Searches run where
+        /// all others do; the rest runs beside them, and ends with the call's deadline or after ten minutes.
+        pub async fn check_recall(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CheckRecallRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CheckRecallResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.VectorService/CheckRecall",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("medkg.v1.VectorService", "CheckRecall"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -4140,6 +4308,23 @@ pub mod vector_service_server {
             request: tonic::Request<super::GetCollectionStatisticsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::GetCollectionStatisticsResponse>,
+            tonic::Status,
+        >;
+        /// The same over all collections of the tenant.
+        async fn get_tenant_statistics(
+            &self,
+            request: tonic::Request<super::GetTenantStatisticsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetTenantStatisticsResponse>,
+            tonic::Status,
+        >;
+        /// Compares what search answers with the exact nearest points, computed anew in float64 from the file. Searches run where
+        /// all others do; the rest runs beside them, and ends with the call's deadline or after ten minutes.
+        async fn check_recall(
+            &self,
+            request: tonic::Request<super::CheckRecallRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CheckRecallResponse>,
             tonic::Status,
         >;
     }
@@ -4623,6 +4808,97 @@ pub mod vector_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetCollectionStatisticsSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/medkg.v1.VectorService/GetTenantStatistics" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetTenantStatisticsSvc<T: VectorService>(pub Arc<T>);
+                    impl<
+                        T: VectorService,
+                    > tonic::server::UnaryService<super::GetTenantStatisticsRequest>
+                    for GetTenantStatisticsSvc<T> {
+                        type Response = super::GetTenantStatisticsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetTenantStatisticsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as VectorService>::get_tenant_statistics(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetTenantStatisticsSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/medkg.v1.VectorService/CheckRecall" => {
+                    #[allow(non_camel_case_types)]
+                    struct CheckRecallSvc<T: VectorService>(pub Arc<T>);
+                    impl<
+                        T: VectorService,
+                    > tonic::server::UnaryService<super::CheckRecallRequest>
+                    for CheckRecallSvc<T> {
+                        type Response = super::CheckRecallResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CheckRecallRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as VectorService>::check_recall(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CheckRecallSvc(inner);
                         let codec = crate::codec::NamingCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

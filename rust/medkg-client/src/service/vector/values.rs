@@ -174,27 +174,3 @@ pub struct Hits {
     /// What it cost.
     pub usage: Usage,
 }
-
-/// Size, memory and use of a collection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct CollectionStatistics {
-    /// Its name.
-    pub name: String,
-    /// Elements of every vector.
-    pub dimension: u32,
-    /// How nearness is measured.
-    pub metric: Metric,
-    /// Element type on the device.
-    pub storage: Storage,
-    /// Points in it.
-    pub points: u64,
-    /// Bytes of device memory.
-    pub device_bytes: u64,
-    /// Bytes on disk.
-    pub disk_bytes: u64,
-    /// Queries answered since the server started.
-    pub queries: u64,
-    /// Where it is searched.
-    pub device: String,
-}

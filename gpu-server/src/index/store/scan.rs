@@ -1,0 +1,179 @@
+//! Every point of a collection, in parts, as it was at one moment: what the file holds is read within one transaction of
+//! redb, which sees nothing that is written after it began. Memory is that of one part.
+
+use redb::{ReadableDatabase as _, ReadableTable as _};
+
+use super::{PAYLOADS, Store, VECTORS};
+use crate::error::Error;
+
+/// Points that lie side by side.
+#[derive(Debug, Default)]
+pub struct Part {
+    /// Their ids.
+    pub ids: Vec<String>,
+    /// Their vectors one after the other, f32 little-endian.
+    pub vectors: Vec<u8>,
+    /// One per id, "" for none; empty if they were not asked for.
+    pub payloads: Vec<String>,
+}
+
+/// How to read.
+#[derive(Debug, Clone, Copy)]
+pub struct Scan {
+    /// Whether payloads are wanted.
+    pub payloads: bool,
+    /// A part ends with the point that makes it as large as this, ids and payloads included.
+    pub part_bytes: usize,
+    /// A part has at most so many points.
+    pub part_points: usize,
+}
+
+impl Store {
+    /// Gives `take` all points there are when it begins, part by part, none twice, in no order that is promised. `begun` is
+    /// called when the moment is fixed: whatever is written after it returns is not among them. What one of the two
+    /// returns as an error ends it.
+    ///
+    /// The file keeps what the transaction still needs: while points are replaced during a long scan, it grows.
+    ///
+    /// # Errors
+    /// What `begun` or `take` return; [`Error::Internal`] naming the file.
+    pub fn scan(
+        &self,
+        scan: Scan,
+        begun: impl FnOnce() -> Result<(), Error>,
+        mut take: impl FnMut(Part) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut stopped = None;
+        let read = || -> Result<(), redb::Error> {
+            let transaction = self.database.begin_read()?;
+            if let Err(error) = begun() {
+                stopped = Some(error);
+                return Ok(());
+            }
+            let vectors = transaction.open_table(VECTORS)?;
+            let payloads = transaction.open_table(PAYLOADS)?;
+            let (mut part, mut bytes) = (Part::default(), 0);
+            for entry in vectors.iter()? {
+                let (id, vector) = entry?;
+                let (id, vector) = (id.value(), vector.value());
+                if vector.len() != self.properties.dimension * size_of::<f32>() {
+                    return Err(redb::Error::Corrupted(format!("a vector has {} bytes", vector.len())));
+                }
+                bytes += id.len() + vector.len();
+                if scan.payloads {
+                    let payload = payloads.get(id)?;
+                    let payload = payload.map_or_else(String::new, |payload| payload.value().to_owned());
+                    bytes += payload.len();
+                    part.payloads.push(payload);
+                }
+                part.ids.push(id.to_owned());
+                part.vectors.extend_from_slice(vector);
+                if bytes >= scan.part_bytes || part.ids.len() >= scan.part_points {
+                    bytes = 0;
+                    if let Err(error) = take(std::mem::take(&mut part)) {
+                        stopped = Some(error);
+                        return Ok(());
+                    }
+                }
+            }
+            if !part.ids.is_empty()
+                && let Err(error) = take(part)
+            {
+                stopped = Some(error);
+            }
+            Ok(())
+        };
+        self.guarded(read)?;
+        stopped.map_or(Ok(()), Err)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::store::{Metric, Points, Properties, Storage};
+
+    const ALL: Scan = Scan {
+        payloads: true,
+        part_bytes: 100,
+        part_points: 7,
+    };
+
+    fn store(folder: &std::path::Path) -> Store {
+        let properties = Properties {
+            dimension: 2,
+            metric: Metric::Dot,
+            storage: Storage::F32,
+        };
+        Store::create(&folder.join("c.redb"), properties).unwrap()
+    }
+
+    fn points(from: u16, to: u16, value: f32) -> Points {
+        Points {
+            ids: (from..to).map(|i| format!("{i:04}")).collect(),
+            vectors: (from..to).flat_map(|i| [f32::from(i), value]).collect(),
+            payloads: (from..to)
+                .map(|i| {
+                    if i % 2 == 0 {
+                        String::new()
+                    } else {
+                        format!("{{\"n\":{i}}}")
+                    }
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_scan_is_one_moment_whatever_is_written_while_it_runs() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        store.write(&points(0, 100, 1.0)).unwrap();
+        let (mut seen, mut parts) = (Points::default(), 0);
+        let begun = || store.write(&points(50, 150, 2.0)).map(drop);
+        let take = |part: Part| {
+            parts += 1;
+            let texts: usize = part.ids.iter().chain(&part.payloads).map(String::len).sum();
+            assert!(part.ids.len() <= 7 && part.vectors.len() + texts < 200);
+            // A write in the middle of it.
+            store.remove(&[format!("{:04}", 99)])?;
+            seen.ids.extend(part.ids);
+            seen.vectors.extend(crate::index::store::floats(&part.vectors));
+            seen.payloads.extend(part.payloads);
+            Ok(())
+        };
+        store.scan(ALL, begun, take).unwrap();
+        let expected = points(0, 100, 1.0);
+        let mut order: Vec<usize> = (0..seen.ids.len()).collect();
+        order.sort_by_key(|&at| &seen.ids[at]);
+        assert_eq!(
+            order.iter().map(|&at| &seen.ids[at]).collect::<Vec<_>>(),
+            expected.ids.iter().collect::<Vec<_>>()
+        );
+        for (place, &at) in order.iter().enumerate() {
+            assert_eq!(seen.vectors[at * 2..][..2], expected.vectors[place * 2..][..2]);
+            assert_eq!(seen.payloads[at], expected.payloads[place]);
+        }
+        assert!(parts >= 15);
+    }
+
+    #[test]
+    fn whoever_takes_the_parts_can_end_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        store.write(&points(0, 100, 1.0)).unwrap();
+        let mut parts = 0;
+        let take = |_| {
+            parts += 1;
+            if parts == 3 {
+                Err(Error::DeadlineExpired)
+            } else {
+                Ok(())
+            }
+        };
+        assert!(matches!(store.scan(ALL, || Ok(()), take), Err(Error::DeadlineExpired)));
+        assert_eq!(parts, 3);
+        let refused = store.scan(ALL, || Err(Error::ShuttingDown), |_| Ok(()));
+        assert!(matches!(refused, Err(Error::ShuttingDown)));
+    }
+}
