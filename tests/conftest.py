@@ -133,7 +133,7 @@ def prompted_server(
 def wire(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The wire without medkg's client: modules made by grpcio-tools out of proto/medkg/v1.
 
-    `wire.embedding`, `wire.reranking`, `wire.vector`, `wire.gpu`, `wire.model`, `wire.types` hold the messages and the
+    `wire.embedding`, `wire.reranking`, `wire.vector`, `wire.gpu`, `wire.model`, `wire.backup`, `wire.types` hold the messages and the
     stubs.
     """
     from types import SimpleNamespace
@@ -141,7 +141,7 @@ def wire(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     from grpc_tools import protoc
 
     folder = tmp_path_factory.mktemp("wire")
-    names = ("types", "gpu", "embedding", "reranking", "model", "vector")
+    names = ("types", "gpu", "embedding", "reranking", "model", "vector", "backup")
     files = [f"medkg/v1/{name}.proto" for name in names]
     include = str(Path(protoc.__file__).parent / "_proto")
     arguments = [f"-I{ROOT / 'proto'}", f"-I{include}", f"--python_out={folder}", f"--grpc_python_out={folder}"]

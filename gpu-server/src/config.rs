@@ -5,6 +5,7 @@ mod device_choice;
 mod memory_thresholds;
 pub mod models;
 pub mod models_file;
+pub mod operator;
 mod production;
 
 use std::collections::BTreeSet;
@@ -114,6 +115,8 @@ pub struct ServerConfig {
     pub metrics_listen: Option<SocketAddr>,
     /// Folder below which operators may load checkpoints, without links in its path.
     pub model_root: Option<PathBuf>,
+    /// Folder of the backups, without links in its path.
+    pub backup_root: Option<PathBuf>,
     /// Folder of the collections; present when the vector role is served.
     pub data_dir: Option<PathBuf>,
     /// Element type of the weights.
@@ -150,11 +153,14 @@ impl ServerConfig {
         }
         let models = models(&arguments, &roles, &mut problems);
         let models_file = models_file(&arguments, &models, &roles, &mut problems);
-        let model_root = arguments.model_root.as_ref().and_then(|root| {
+        let mut root = |flag: &str, root: Option<&PathBuf>| {
+            let root = root?;
             let folder = root.canonicalize().and_then(|root| root.read_dir().map(|_| root));
-            let tell = |error| problems.push(format!("--model-root {}: {error}", root.display()));
+            let tell = |error| problems.push(format!("{flag} {}: {error}", root.display()));
             folder.map_err(tell).ok()
-        });
+        };
+        let model_root = root("--model-root", arguments.model_root.as_ref());
+        let backup_root = root("--backup-root", arguments.backup_root.as_ref());
         for (flag, seconds) in [
             ("--drain-deadline", arguments.drain_deadline),
             ("--gpu-lost-grace", arguments.gpu_lost_grace),
@@ -208,6 +214,7 @@ impl ServerConfig {
             admin_listen: arguments.admin_listen,
             metrics_listen: arguments.metrics_listen,
             model_root,
+            backup_root,
             data_dir: arguments.data_dir.filter(|_| wants(Role::Vector)),
             roles,
             device: arguments.device,

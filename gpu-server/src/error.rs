@@ -123,6 +123,54 @@ pub enum Error {
         /// File and reason.
         problem: String,
     },
+    /// A restore put another collection in the place of the one that was called.
+    #[error("collection {name:?} was replaced by a restore while the call waited; send it again")]
+    CollectionReplaced {
+        /// As asked for.
+        name: String,
+    },
+    /// There is no such backup.
+    #[error("backup {name:?} does not exist, or was never finished")]
+    BackupNotFound {
+        /// As asked for.
+        name: String,
+    },
+    /// The backup has no such collection.
+    #[error("the backup has no collection of {wanted:?}; its manifest.json lists what it has")]
+    BackupLacks {
+        /// Tenant and collection, as asked for.
+        wanted: String,
+    },
+    /// The backup's name is taken.
+    #[error("backup {name:?} exists already, or is being made; choose another name")]
+    BackupExists {
+        /// As asked for.
+        name: String,
+    },
+    /// The backup is not what was written.
+    #[error("backup {name:?} is damaged, and nothing of it was restored: {problem}")]
+    BackupDamaged {
+        /// As asked for.
+        name: String,
+        /// Which part, and what is wrong with it.
+        problem: String,
+    },
+    /// A restore would replace a collection.
+    #[error(
+        "collection {collection:?} exists already ({existing}), and nothing was restored; replace it, drop it, or leave it out"
+    )]
+    RestoreExists {
+        /// Tenant and name.
+        collection: String,
+        /// Its properties.
+        existing: String,
+    },
+    /// The disk has no room, or a limit keeps a file from growing.
+    #[error("the disk is full, or at its quota; nothing was changed; make room, then ask again")]
+    DiskFull,
+    /// Whoever called is gone, so that the work was ended.
+    #[error("the caller left before the work was done")]
+    CallerLeft,
     /// The model gave a NaN or an infinity, in fp32 too.
     #[error("the model's output is not finite")]
     NonFinite,

@@ -22,6 +22,7 @@ use std::time::Duration;
 use clap::Parser as _;
 use medkg_telemetry::logging::{LogConfig, LogFormat, init};
 
+use config::operator::Command;
 use config::{Arguments, LogStyle, ServerConfig};
 use server::ServeError;
 
@@ -32,6 +33,10 @@ const SOFTWARE: u8 = 70;
 const AGAIN: u8 = 75;
 
 fn main() -> ExitCode {
+    let typed: Vec<_> = std::env::args_os().collect();
+    if Command::is_meant(&typed) {
+        return operate(typed);
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -86,6 +91,24 @@ fn run(config: &ServerConfig, server: impl Future<Output = Result<(), ServeError
         let _ = writeln!(std::io::stderr(), "gpu-server: {error}");
     }
     device::exit::at_once(code)
+}
+
+/// Carries out a command for operators.
+fn operate(typed: Vec<std::ffi::OsString>) -> ExitCode {
+    let command = match Command::try_parse_from(typed) {
+        Ok(command) => command,
+        Err(error) => {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            let _ = error.print();
+            return code.into();
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return complain(SOFTWARE, &[format!("the runtime cannot be started: {error}")]),
+    };
+    let ended = runtime.block_on(service::operator::run(command));
+    complain(ended.code, ended.problem.as_slice())
 }
 
 fn complain(code: u8, problems: &[String]) -> ExitCode {

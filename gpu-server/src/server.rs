@@ -171,7 +171,7 @@ impl Bound {
             stopping: stopping.clone(),
         };
         let (calls, open) = (door.calls.clone(), door.open.clone());
-        let for_operators = admin_routes(&config, &engine, health.clone());
+        let for_operators = admin_routes(&config, &engine, &collections, health.clone());
         let for_scrapers = metrics::routes(&config, &engine, &collections);
         let for_everyone = routes(&config, &engine, &collections, &stopping, health);
         let serving = async {

@@ -11,6 +11,8 @@ use super::{ComputeType, DeviceChoice, LogStyle, Role};
 /// medkg's inference server: embeddings, reranking and vector search over gRPC, computed by libtorch.
 ///
 /// It computes on CUDA unless `--device cpu` is typed, and refuses to serve without the device it was told to use.
+/// `gpu-server backup` and `gpu-server restore` are commands for the operator of a running server; see their --help.
+///
 /// Exit codes: 0 stopped as asked; 64 the configuration is wrong; 69 the address cannot be bound, or there is no GPU and
 /// --require-gpu-at-start is given; 70 a fault of the server; 75 the GPU was lost: start it again.
 #[derive(Debug, Clone, Parser)]
@@ -64,6 +66,9 @@ pub struct Arguments {
     /// Folder below which checkpoints may be loaded over the admin address.
     #[arg(long, env = "MEDKG_MODEL_ROOT", requires = "admin_listen")]
     pub(super) model_root: Option<PathBuf>,
+    /// Folder for backups of collections, which are made and restored over the admin address.
+    #[arg(long, env = "MEDKG_BACKUP_ROOT", requires = "admin_listen")]
+    pub(super) backup_root: Option<PathBuf>,
     /// Folder that holds the vector collections.
     #[arg(long, env = "MEDKG_DATA_DIR")]
     pub(super) data_dir: Option<PathBuf>,

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -21,6 +21,13 @@ use crate::error::Error;
 
 /// Bytes of payloads, and of vectors that are fetched, in one answer; a message of the wire holds 32 MiB.
 const MAX_ANSWER: usize = 24 * 1024 * 1024;
+
+/// Callers are served.
+const OPEN: u8 = 0;
+/// It is gone.
+const DROPPED: u8 = 1;
+/// Another one has its name.
+const REPLACED: u8 = 2;
 
 static KEYS: AtomicU64 = AtomicU64::new(0);
 
@@ -45,7 +52,8 @@ struct Shared {
     stale: AtomicBool,
     /// The fields whose columns the view keeps; a write takes them out of its payloads before it is applied.
     fields: Mutex<Vec<Field>>,
-    closed: AtomicBool,
+    /// One of the three below.
+    life: AtomicU8,
     points: AtomicUsize,
     usage: Usage,
 }
@@ -71,7 +79,7 @@ impl Collection {
             writing: tokio::sync::Mutex::new(()),
             stale: AtomicBool::new(true),
             fields: Mutex::new(Vec::new()),
-            closed: AtomicBool::new(false),
+            life: AtomicU8::new(OPEN),
             points: AtomicUsize::new(0),
             usage: Usage::try_new()?,
         });
@@ -268,7 +276,7 @@ impl Collection {
     /// A device error.
     pub async fn close(&self) -> Result<(), Error> {
         let _no_write_runs = self.shared.writing.lock().await;
-        self.shared.closed.store(true, Ordering::Release);
+        self.shared.end(DROPPED);
         let key = self.shared.key;
         self.shared
             .engine
@@ -277,6 +285,26 @@ impl Collection {
                 Ok(())
             })
             .await
+    }
+
+    /// Writes all points as they are now into a new file; how many there were. `each` hears of the bytes that were copied so
+    /// far, and ends it by returning an error.
+    ///
+    /// # Errors
+    /// What [`Store::copy_to`] says.
+    pub fn copy_to(&self, path: &Path, each: impl FnMut(u64) -> Result<(), Error>) -> Result<u64, Error> {
+        self.shared.check_open()?;
+        self.shared.store.copy_to(path, each)
+    }
+
+    /// Lets the running write end and no other one begin, as long as what is returned is kept.
+    pub async fn hold_writes(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.shared.writing.lock().await
+    }
+
+    /// Refuses all later calls: another collection has its name now.
+    pub fn replaced(&self) {
+        self.shared.end(REPLACED);
     }
 
     /// What `work` finds in the view, once that has the columns that `filter` needs.
@@ -369,12 +397,19 @@ impl Shared {
     }
 
     fn check_open(&self) -> Result<(), Error> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(Error::CollectionNotFound {
-                name: self.name.clone(),
-            });
+        let name = || self.name.clone();
+        match self.life.load(Ordering::Acquire) {
+            OPEN => Ok(()),
+            REPLACED => Err(Error::CollectionReplaced { name: name() }),
+            _ => Err(Error::CollectionNotFound { name: name() }),
         }
-        Ok(())
+    }
+
+    /// Refuses all later calls; the first reason stays.
+    fn end(&self, how: u8) {
+        let _ = self
+            .life
+            .compare_exchange(OPEN, how, Ordering::AcqRel, Ordering::Acquire);
     }
 
     fn fields(&self) -> Vec<Field> {

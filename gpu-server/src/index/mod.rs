@@ -3,6 +3,7 @@
 //! The file is the truth; the view is rebuilt from it at start, and whenever the two may have come apart. A write is
 //! acknowledged after redb has committed it and the view has it. Search is exact: every point is compared.
 
+pub mod backup;
 pub mod collection;
 pub mod columns;
 pub mod filter;
@@ -26,6 +27,8 @@ use crate::error::Error;
 use collection::Collection;
 use store::{Properties, Store, UNFINISHED};
 
+/// Ending of a file that is being restored.
+const RESTORING: &str = ".restoring";
 const LOCK_POLL: Duration = Duration::from_millis(200);
 
 /// All collections of all tenants.
@@ -186,11 +189,15 @@ impl Collections {
         let path = self.root.join(tenant).join(format!("{name}.redb"));
         let store = blocking(move || Store::create(&path, wanted)).await?;
         let collection = Collection::load(name.to_owned(), store, &self.engine).await?;
-        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        open.entry(tenant.to_owned())
-            .or_default()
-            .insert(name.to_owned(), Arc::new(Entry::Open(collection)));
+        self.put(tenant, name, Entry::Open(collection));
         Ok(true)
+    }
+
+    /// From now on `entry` is what has this name.
+    fn put(&self, tenant: &str, name: &str, entry: Entry) {
+        let mut open = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        let of_tenant = open.entry(tenant.to_owned()).or_default();
+        of_tenant.insert(name.to_owned(), Arc::new(entry));
     }
 
     /// Removes a collection and its file; how many points it had. Works on a damaged one too.
@@ -309,8 +316,8 @@ fn files(root: &Path) -> std::io::Result<Vec<(String, String, PathBuf)>> {
             let Some(file) = path.file_name().and_then(|name| name.to_str()) else {
                 continue;
             };
-            if let Some(unfinished) = file.strip_suffix(UNFINISHED) {
-                // It was being created when the process ended; nobody was told that it exists.
+            if let Some(unfinished) = file.strip_suffix(UNFINISHED).or_else(|| file.strip_suffix(RESTORING)) {
+                // It was being created or restored when the process ended; nobody was told that it exists.
                 tracing::warn!(collection = unfinished, "removing a collection that was never finished");
                 std::fs::remove_file(&path)?;
             } else if let Some(name) = file.strip_suffix(".redb") {

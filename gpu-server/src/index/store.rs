@@ -1,6 +1,7 @@
 //! A collection's file: a redb database with its properties, its vectors (f32, little-endian) and its payloads (JSON
 //! text). redb commits with fsync by default: what `write` returned for is on disk.
 
+mod copy;
 pub mod scan;
 
 use std::ops::ControlFlow;
@@ -129,7 +130,7 @@ impl Store {
             transaction.open_table(PAYLOADS)?;
             Ok(transaction.commit()?)
         };
-        write().map_err(|e| failed(&e))?;
+        write().map_err(|error| told(path, &error))?;
         std::fs::rename(&unfinished, path).map_err(|e| failed(&e))?;
         // The new name is on disk once its folder is.
         std::fs::File::open(folder)
@@ -322,8 +323,24 @@ impl Store {
     fn guarded<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Error> {
         catch_unwind(AssertUnwindSafe(work))
             .map_err(|_| Error::internal(format!("{}: the file is damaged", self.path.display())))?
-            .map_err(|error| Error::internal(format!("{}: {error}", self.path.display())))
+            .map_err(|error| told(&self.path, &error))
     }
+}
+
+fn told(path: &Path, error: &redb::Error) -> Error {
+    match error {
+        redb::Error::Io(io) if is_full(io.kind()) => Error::DiskFull,
+        _ => Error::internal(format!("{}: {error}", path.display())),
+    }
+}
+
+/// Whether it is for lack of room that something could not be written.
+pub(super) fn is_full(kind: std::io::ErrorKind) -> bool {
+    use std::io::ErrorKind;
+    matches!(
+        kind,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
+    )
 }
 
 /// The elements of vectors as the file has them.

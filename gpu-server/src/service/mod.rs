@@ -1,11 +1,13 @@
 //! The wire's side of the server: generated types in, validated domain types on, domain errors out. One file per gRPC
 //! service; the only place of gpu-server that knows protobuf.
 
+pub mod backup;
 pub mod call;
 pub mod embedding;
 pub mod gpu;
 pub mod health;
 pub mod model;
+pub mod operator;
 pub mod reranking;
 pub mod routes;
 pub mod status;

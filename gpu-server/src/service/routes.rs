@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use medkg_proto::MAX_MESSAGE_BYTES;
+use medkg_proto::v1::backup_service_server::BackupServiceServer;
 use medkg_proto::v1::embedding_service_server::EmbeddingServiceServer;
 use medkg_proto::v1::gpu_service_server::GpuServiceServer;
 use medkg_proto::v1::model_service_server::ModelServiceServer;
@@ -15,6 +16,7 @@ use tonic::codegen::Service;
 use tonic::server::NamedService;
 use tonic::service::Routes;
 
+use super::backup::Backup;
 use super::embedding::Embedding;
 use super::gpu::Gpu;
 use super::model::Models;
@@ -73,7 +75,12 @@ where
 }
 
 /// `health`, and what operators are offered on an address of their own.
-pub fn admin_routes<H>(config: &ServerConfig, engine: &Arc<Engine>, health: H) -> Routes
+pub fn admin_routes<H>(
+    config: &ServerConfig,
+    engine: &Arc<Engine>,
+    collections: &Arc<OnceCell<Result<Collections, Error>>>,
+    health: H,
+) -> Routes
 where
     H: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>,
     H: NamedService + Clone + Send + Sync + 'static,
@@ -83,9 +90,17 @@ where
         config.roles.iter().copied(),
         config.model_root.clone(),
     );
-    Routes::new(health).add_service(
+    let routes = Routes::new(health).add_service(
         ModelServiceServer::new(models)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES),
-    )
+    );
+    if !config.roles.contains(&Role::Vector) {
+        return routes;
+    }
+    let vectors = Vectors::new(Arc::clone(engine), Arc::clone(collections));
+    routes.add_service(BackupServiceServer::new(Backup::new(
+        vectors,
+        config.backup_root.clone(),
+    )))
 }

@@ -60,9 +60,19 @@ fn row(error: &Error) -> (Code, Reason, Option<Duration>) {
         Error::GpuOutOfMemory { .. } => (Code::FailedPrecondition, Reason::GpuOutOfMemory, None),
         Error::GpuMemoryExhausted { .. } => (Code::ResourceExhausted, Reason::GpuMemoryExhausted, None),
         Error::LeaseNotFound { .. } => (Code::NotFound, Reason::LeaseNotFound, None),
-        Error::CollectionNotFound { .. } => (Code::NotFound, Reason::CollectionNotFound, None),
-        Error::CollectionExists { .. } => (Code::AlreadyExists, Reason::CollectionExists, None),
+        Error::CollectionNotFound { .. } | Error::BackupLacks { .. } => {
+            (Code::NotFound, Reason::CollectionNotFound, None)
+        }
+        Error::CollectionExists { .. } | Error::RestoreExists { .. } => {
+            (Code::AlreadyExists, Reason::CollectionExists, None)
+        }
         Error::CollectionDamaged { .. } => (Code::DataLoss, Reason::CollectionDamaged, None),
+        Error::CollectionReplaced { .. } => (Code::Unavailable, Reason::CollectionReplaced, Some(Duration::ZERO)),
+        Error::BackupNotFound { .. } => (Code::NotFound, Reason::BackupNotFound, None),
+        Error::BackupExists { .. } => (Code::AlreadyExists, Reason::BackupExists, None),
+        Error::BackupDamaged { .. } => (Code::DataLoss, Reason::BackupDamaged, None),
+        Error::DiskFull => (Code::ResourceExhausted, Reason::StorageFull, None),
+        Error::CallerLeft => (Code::Cancelled, Reason::CallerLeft, None),
         Error::ShuttingDown => (Code::Unavailable, Reason::ShuttingDown, None),
         Error::NonFinite | Error::Internal { .. } => (Code::Internal, Reason::Internal, None),
         Error::OfInput { cause, .. } => row(cause),

@@ -50,7 +50,7 @@ impl Vectors {
         }
     }
 
-    fn collections(&self) -> Result<&Collections, Error> {
+    pub(super) fn collections(&self) -> Result<&Collections, Error> {
         self.engine.check()?;
         match self.collections.get() {
             Some(opened) => opened.as_ref().map_err(Clone::clone),
@@ -300,7 +300,7 @@ fn score_threshold(threshold: Option<f32>, metric: Metric) -> Result<(), Error> 
 }
 
 /// A collection's name becomes a file's name: the rule keeps it inside its folder.
-fn name(field: &str, name: &str) -> Result<(), Error> {
+pub(super) fn name(field: &str, name: &str) -> Result<(), Error> {
     let fine = name.len() <= 127
         && name.starts_with(|c: char| c.is_ascii_alphanumeric())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 6] = ["types", "gpu", "embedding", "reranking", "model", "vector"];
+const FILES: [&str; 7] = ["types", "gpu", "embedding", "reranking", "model", "vector", "backup"];
 const STUBS: &str = "medkg.v1.rs";
 const DESCRIPTOR: &str = "medkg.v1.descriptor.bin";
 

@@ -85,6 +85,18 @@ reasons! {
     CollectionExists = "COLLECTION_EXISTS",
     /// The collection's file cannot be read.
     CollectionDamaged = "COLLECTION_DAMAGED",
+    /// A restore replaced the collection while the call waited.
+    CollectionReplaced = "COLLECTION_REPLACED",
+    /// There is no backup of that name.
+    BackupNotFound = "BACKUP_NOT_FOUND",
+    /// There is a backup of that name already.
+    BackupExists = "BACKUP_EXISTS",
+    /// The backup is not what was written.
+    BackupDamaged = "BACKUP_DAMAGED",
+    /// The caller left before the work was done.
+    CallerLeft = "CALLER_LEFT",
+    /// The disk has no room.
+    StorageFull = "STORAGE_FULL",
     /// The server is going away; another one may answer.
     ShuttingDown = "SHUTTING_DOWN",
     /// A defect of the server.
@@ -115,7 +127,7 @@ mod tests {
 
     #[test]
     fn every_reason_survives_the_wire() {
-        assert_eq!(Reason::ALL.len(), 19);
+        assert_eq!(Reason::ALL.len(), 25);
         for reason in Reason::ALL {
             assert_eq!(reason.as_str().parse(), Ok(*reason));
             assert_eq!(reason.to_string(), reason.as_str());

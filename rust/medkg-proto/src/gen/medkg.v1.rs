@@ -4954,3 +4954,531 @@ pub mod vector_service_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// Asks for a backup.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateBackupRequest {
+    /// What it will be called: 1–127 characters of \[A-Za-z0-9.\_-\], the first one a letter or a digit.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Only this tenant's collections; empty means all tenants.
+    #[prost(string, tag = "2")]
+    pub tenant: ::prost::alloc::string::String,
+    /// Only this collection of the tenant; empty means all of them.
+    #[prost(string, tag = "3")]
+    pub collection: ::prost::alloc::string::String,
+}
+/// How a backup goes on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateBackupResponse {
+    /// Exactly one is set.
+    #[prost(oneof = "create_backup_response::Step", tags = "1, 2")]
+    pub step: ::core::option::Option<create_backup_response::Step>,
+}
+/// Nested message and enum types in `CreateBackupResponse`.
+pub mod create_backup_response {
+    /// Exactly one is set.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Step {
+        /// More was copied.
+        #[prost(message, tag = "1")]
+        Progress(super::BackupProgress),
+        /// It is complete: the last message.
+        #[prost(message, tag = "2")]
+        Summary(super::BackupSummary),
+    }
+}
+/// Asks for collections of a backup.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreBackupRequest {
+    /// The backup.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Only this tenant's collections; empty means all tenants.
+    #[prost(string, tag = "2")]
+    pub tenant: ::prost::alloc::string::String,
+    /// Only this collection of the tenant; empty means all of them.
+    #[prost(string, tag = "3")]
+    pub collection: ::prost::alloc::string::String,
+    /// If true, collections that are there are replaced; else they are refused, before anything is changed.
+    #[prost(bool, tag = "4")]
+    pub replace: bool,
+    /// If true, the backup is checked and nothing is changed.
+    #[prost(bool, tag = "5")]
+    pub check_only: bool,
+}
+/// How a restore goes on.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RestoreBackupResponse {
+    /// Exactly one is set.
+    #[prost(oneof = "restore_backup_response::Step", tags = "1, 2")]
+    pub step: ::core::option::Option<restore_backup_response::Step>,
+}
+/// Nested message and enum types in `RestoreBackupResponse`.
+pub mod restore_backup_response {
+    /// Exactly one is set.
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Step {
+        /// More was checked or copied.
+        #[prost(message, tag = "1")]
+        Progress(super::BackupProgress),
+        /// It is complete: the last message.
+        #[prost(message, tag = "2")]
+        Summary(super::BackupSummary),
+    }
+}
+/// Where the work is.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupProgress {
+    /// Whose collection it is.
+    #[prost(string, tag = "1")]
+    pub tenant: ::prost::alloc::string::String,
+    /// The collection.
+    #[prost(string, tag = "2")]
+    pub collection: ::prost::alloc::string::String,
+    /// Bytes of it that were read so far.
+    #[prost(uint64, tag = "3")]
+    pub bytes: u64,
+    /// True once it is done.
+    #[prost(bool, tag = "4")]
+    pub done: bool,
+    /// Collections before it.
+    #[prost(uint32, tag = "5")]
+    pub finished: u32,
+    /// Collections in all.
+    #[prost(uint32, tag = "6")]
+    pub collections: u32,
+}
+/// What a backup has, or what was restored of it.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackupSummary {
+    /// The backup.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Collections.
+    #[prost(uint32, tag = "2")]
+    pub collections: u32,
+    /// Points in them.
+    #[prost(uint64, tag = "3")]
+    pub points: u64,
+    /// Bytes of their files.
+    #[prost(uint64, tag = "4")]
+    pub bytes: u64,
+    /// As TENANT/NAME: damaged collections that are not in the backup.
+    #[prost(string, repeated, tag = "5")]
+    pub damaged: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Generated client implementations.
+pub mod backup_service_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    /// Backups of vector collections, on the address for operators (--admin-listen). They lie below --backup-root of the server;
+    /// callers name them and give no paths. Tenant and request id of a call are written to the audit log; which tenants' collections
+    /// are meant is said in the request.
+    ///
+    /// Both methods answer with progress and end with a summary. A caller that leaves before ends the work.
+    ///
+    /// Errors: INVALID_ARGUMENT, NOT_FOUND + BACKUP_NOT_FOUND or COLLECTION_NOT_FOUND, ALREADY_EXISTS + BACKUP_EXISTS or
+    /// COLLECTION_EXISTS, DATA_LOSS + BACKUP_DAMAGED or COLLECTION_DAMAGED, RESOURCE_EXHAUSTED + STORAGE_FULL, and the GPU errors of
+    /// EmbeddingService.
+    #[derive(Debug, Clone)]
+    pub struct BackupServiceClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl BackupServiceClient<tonic::transport::Channel> {
+        /// Attempt to create a new client by connecting to a given endpoint.
+        pub async fn connect<D>(dst: D) -> Result<Self, tonic::transport::Error>
+        where
+            D: TryInto<tonic::transport::Endpoint>,
+            D::Error: Into<StdError>,
+        {
+            let conn = tonic::transport::Endpoint::new(dst)?.connect().await?;
+            Ok(Self::new(conn))
+        }
+    }
+    impl<T> BackupServiceClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> BackupServiceClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            BackupServiceClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Copies collections while they are served and written. Each copy is the collection as it was at one moment; those of
+        /// several collections need not be of the same one. The backup gets its name when all of it is on disk.
+        pub async fn create_backup(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateBackupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::CreateBackupResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.BackupService/CreateBackup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("medkg.v1.BackupService", "CreateBackup"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Puts collections of a backup back, while the server serves. All of them are checked against the manifest first; then
+        /// each is exchanged at once: until its copy is whole, on disk and on the device, the one that was there serves.
+        pub async fn restore_backup(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RestoreBackupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::RestoreBackupResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.BackupService/RestoreBackup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("medkg.v1.BackupService", "RestoreBackup"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod backup_service_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with BackupServiceServer.
+    #[async_trait]
+    pub trait BackupService: std::marker::Send + std::marker::Sync + 'static {
+        /// Server streaming response type for the CreateBackup method.
+        type CreateBackupStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::CreateBackupResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Copies collections while they are served and written. Each copy is the collection as it was at one moment; those of
+        /// several collections need not be of the same one. The backup gets its name when all of it is on disk.
+        async fn create_backup(
+            &self,
+            request: tonic::Request<super::CreateBackupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::CreateBackupStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the RestoreBackup method.
+        type RestoreBackupStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::RestoreBackupResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Puts collections of a backup back, while the server serves. All of them are checked against the manifest first; then
+        /// each is exchanged at once: until its copy is whole, on disk and on the device, the one that was there serves.
+        async fn restore_backup(
+            &self,
+            request: tonic::Request<super::RestoreBackupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::RestoreBackupStream>,
+            tonic::Status,
+        >;
+    }
+    /// Backups of vector collections, on the address for operators (--admin-listen). They lie below --backup-root of the server;
+    /// callers name them and give no paths. Tenant and request id of a call are written to the audit log; which tenants' collections
+    /// are meant is said in the request.
+    ///
+    /// Both methods answer with progress and end with a summary. A caller that leaves before ends the work.
+    ///
+    /// Errors: INVALID_ARGUMENT, NOT_FOUND + BACKUP_NOT_FOUND or COLLECTION_NOT_FOUND, ALREADY_EXISTS + BACKUP_EXISTS or
+    /// COLLECTION_EXISTS, DATA_LOSS + BACKUP_DAMAGED or COLLECTION_DAMAGED, RESOURCE_EXHAUSTED + STORAGE_FULL, and the GPU errors of
+    /// EmbeddingService.
+    #[derive(Debug)]
+    pub struct BackupServiceServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> BackupServiceServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for BackupServiceServer<T>
+    where
+        T: BackupService,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/medkg.v1.BackupService/CreateBackup" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateBackupSvc<T: BackupService>(pub Arc<T>);
+                    impl<
+                        T: BackupService,
+                    > tonic::server::ServerStreamingService<super::CreateBackupRequest>
+                    for CreateBackupSvc<T> {
+                        type Response = super::CreateBackupResponse;
+                        type ResponseStream = T::CreateBackupStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateBackupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BackupService>::create_backup(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateBackupSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/medkg.v1.BackupService/RestoreBackup" => {
+                    #[allow(non_camel_case_types)]
+                    struct RestoreBackupSvc<T: BackupService>(pub Arc<T>);
+                    impl<
+                        T: BackupService,
+                    > tonic::server::ServerStreamingService<super::RestoreBackupRequest>
+                    for RestoreBackupSvc<T> {
+                        type Response = super::RestoreBackupResponse;
+                        type ResponseStream = T::RestoreBackupStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RestoreBackupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as BackupService>::restore_backup(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RestoreBackupSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for BackupServiceServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "medkg.v1.BackupService";
+    impl<T> tonic::server::NamedService for BackupServiceServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
