@@ -133,8 +133,8 @@ def prompted_server(
 def wire(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """The wire without medkg's client: modules made by grpcio-tools out of proto/medkg/v1.
 
-    `wire.embedding`, `wire.reranking`, `wire.vector`, `wire.gpu`, `wire.model`, `wire.backup`, `wire.types` hold the messages and the
-    stubs.
+    `wire.embedding`, `wire.reranking`, `wire.vector`, `wire.gpu`, `wire.model`, `wire.backup`, `wire.types` hold the
+    messages and the stubs.
     """
     from types import SimpleNamespace
 
