@@ -1,4 +1,4 @@
-"""The vectors suite: exact search over 200,000 x 384 unit vectors, durable upserts, filters, and bf16 rows.
+"""The vectors suite: exact search over 200,000 x 384 unit vectors, durable upserts, filters, bf16 rows, sparse search.
 
 gpu-server is called through medkg's client over loopback, so its times hold the wire, the payloads and numpy; faiss
 searches in its own process. Both have all cores, and their ids are compared first.
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import medkg
+from bench import sparse
 from bench.measure import CandidateError, Row, interleave, missing, rate, ratio, row
 from bench.server import TENANT, TIMEOUT
 from bench.suite import QUICK, Suite
@@ -83,6 +84,8 @@ def measure(
         suite.section("filter", {FILTER: ("ratio", 3.0)}, lambda: filtered(services.vector, queries, rounds, say))
         bars = {HALF: ("times", 0.5), FAST: ("ratio", 1.5)}
         suite.section("bf16", bars, lambda: halves(services.vector, stored, queries, rounds, say))
+        bars = dict.fromkeys(sparse.NAMES.values(), ("ratio", 1.0))
+        suite.section("sparse", bars, lambda: sparse.searches(services.vector, rounds, say))
     return suite.rows, suite.versions
 
 

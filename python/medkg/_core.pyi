@@ -19,6 +19,7 @@ from medkg.results import (
     Hit,
     Lease,
     ModelInfo,
+    RankFusion,
     RecallReport,
     RerankBatchResult,
     RerankQuery,
@@ -28,6 +29,7 @@ from medkg.results import (
     TokenizerFile,
     UpsertResult,
 )
+from medkg.results.vector import Sparse
 
 __version__: str
 __all__ = [
@@ -52,7 +54,7 @@ _Call: TypeAlias = tuple[str | None, float | None, str | None, str | None, str |
 _Embed: TypeAlias = tuple[str | None, str | None, str | None, str | None, str | None, int | None]
 _EmbedSparse: TypeAlias = tuple[str | None, str | None, int | None]
 _Rerank: TypeAlias = tuple[str | None, str | None, float | None, int | None, str | None, str | None]
-_Search: TypeAlias = tuple[int, bool, Filter | None, float | None]
+_Search: TypeAlias = tuple[int, bool, Filter | None, float | None, RankFusion | None]
 _Progress: TypeAlias = Callable[[int, int], object]
 
 def after_fork_in_child() -> None: ...
@@ -163,7 +165,7 @@ class Vector:
         self,
         call: _Call,
         name: str,
-        dimension: int,
+        dimensions: tuple[int, int],
         how: tuple[str, str],
         exist_ok: bool,
     ) -> CollectionInfo: ...
@@ -174,7 +176,7 @@ class Vector:
         call: _Call,
         name: str,
         ids: Sequence[str],
-        vectors: npt.NDArray[np.float32],
+        vectors: tuple[npt.NDArray[np.float32], Sparse | None],
         payloads: Sequence[Mapping[str, Any] | None] | None,
     ) -> UpsertResult: ...
     def delete(self, call: _Call, name: str, ids: Sequence[str]) -> int: ...
@@ -182,7 +184,8 @@ class Vector:
         self,
         call: _Call,
         name: str,
-        queries: npt.NDArray[np.float32],
+        queries: npt.NDArray[np.float32] | None,
+        sparse: Sparse | None,
         how: _Search,
     ) -> list[list[Hit]]: ...
     def fetch(
@@ -190,8 +193,7 @@ class Vector:
         call: _Call,
         name: str,
         ids: Sequence[str],
-        with_vectors: bool,
-        with_payload: bool,
+        wanted: tuple[bool, bool, bool],
     ) -> FetchResult: ...
     def count(self, call: _Call, name: str, wanted: Filter | None) -> int: ...
     def statistics(self, call: _Call, name: str) -> CollectionStatistics: ...
@@ -206,7 +208,7 @@ class AsyncVector:
         self,
         call: _Call,
         name: str,
-        dimension: int,
+        dimensions: tuple[int, int],
         how: tuple[str, str],
         exist_ok: bool,
     ) -> Awaitable[CollectionInfo]: ...
@@ -217,7 +219,7 @@ class AsyncVector:
         call: _Call,
         name: str,
         ids: Sequence[str],
-        vectors: npt.NDArray[np.float32],
+        vectors: tuple[npt.NDArray[np.float32], Sparse | None],
         payloads: Sequence[Mapping[str, Any] | None] | None,
     ) -> Awaitable[UpsertResult]: ...
     def delete(self, call: _Call, name: str, ids: Sequence[str]) -> Awaitable[int]: ...
@@ -225,7 +227,8 @@ class AsyncVector:
         self,
         call: _Call,
         name: str,
-        queries: npt.NDArray[np.float32],
+        queries: npt.NDArray[np.float32] | None,
+        sparse: Sparse | None,
         how: _Search,
     ) -> Awaitable[list[list[Hit]]]: ...
     def fetch(
@@ -233,8 +236,7 @@ class AsyncVector:
         call: _Call,
         name: str,
         ids: Sequence[str],
-        with_vectors: bool,
-        with_payload: bool,
+        wanted: tuple[bool, bool, bool],
     ) -> Awaitable[FetchResult]: ...
     def count(self, call: _Call, name: str, wanted: Filter | None) -> Awaitable[int]: ...
     def statistics(self, call: _Call, name: str) -> Awaitable[CollectionStatistics]: ...

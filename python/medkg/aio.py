@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         Hit,
         Lease,
         ModelInfo,
+        RankFusion,
         RecallReport,
         RerankBatchResult,
         RerankQuery,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
         TokenizerFile,
         UpsertResult,
     )
+    from medkg.results.vector import Sparse
 
     Progress: TypeAlias = Callable[[int, int], object]
 
@@ -235,11 +237,13 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
         metric: Literal["cosine", "dot", "l2"] = "cosine",
         *,
         storage: Literal["f32", "f16", "bf16"] = "f32",
+        sparse_dimension: int = 0,
         exist_ok: bool = False,
         **call: Unpack[CallOptions],
     ) -> CollectionInfo:
         """As :meth:`medkg.VectorClient.create_collection`."""
-        return await self._native.create_collection(resolve(**call), name, dimension, (metric, storage), exist_ok)
+        dimensions, how = (dimension, sparse_dimension), (metric, storage)
+        return await self._native.create_collection(resolve(**call), name, dimensions, how, exist_ok)
 
     async def collections(self, **call: Unpack[CallOptions]) -> list[CollectionInfo]:
         """As :meth:`medkg.VectorClient.collections`."""
@@ -255,10 +259,12 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
         ids: Sequence[str],
         vectors: npt.NDArray[np.float32],
         payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        sparse: Sparse | None = None,
         **call: Unpack[CallOptions],
     ) -> UpsertResult:
         """As :meth:`medkg.VectorClient.upsert`."""
-        return await self._native.upsert(resolve(**call), name, ids, vectors, payloads)
+        return await self._native.upsert(resolve(**call), name, ids, (vectors, sparse), payloads)
 
     async def delete(self, name: str, ids: Sequence[str], **call: Unpack[CallOptions]) -> int:
         """As :meth:`medkg.VectorClient.delete`."""
@@ -267,17 +273,19 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
     async def search(
         self,
         name: str,
-        queries: npt.NDArray[np.float32],
+        queries: npt.NDArray[np.float32] | None = None,
         k: int = 10,
         *,
+        sparse: Sparse | None = None,
+        fusion: RankFusion | None = None,
         with_payload: bool = True,
         filter: Filter | None = None,  # noqa: A002 - what it is called everywhere
         score_threshold: float | None = None,
         **call: Unpack[CallOptions],
     ) -> list[list[Hit]]:
         """As :meth:`medkg.VectorClient.search`."""
-        how = (k, with_payload, filter, score_threshold)
-        return await self._native.search(resolve(**call), name, queries, how)
+        how = (k, with_payload, filter, score_threshold, fusion)
+        return await self._native.search(resolve(**call), name, queries, sparse, how)
 
     async def fetch(
         self,
@@ -286,10 +294,11 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
         *,
         with_vectors: bool = True,
         with_payload: bool = True,
+        with_sparse: bool = False,
         **call: Unpack[CallOptions],
     ) -> FetchResult:
         """As :meth:`medkg.VectorClient.fetch`."""
-        return await self._native.fetch(resolve(**call), name, ids, with_vectors, with_payload)
+        return await self._native.fetch(resolve(**call), name, ids, (with_vectors, with_payload, with_sparse))
 
     async def count(
         self,

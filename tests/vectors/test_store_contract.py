@@ -436,3 +436,55 @@ class TestCollections:
         assert (store.count(collection), stranger.count(collection)) == (1, 0)
         assert stranger.drop(collection) == 0
         assert store.count(collection) == 1
+
+
+def sparse_rows(rows: list[dict[int, float]]) -> medkg.SparseVectors:
+    indices = [sorted(row) for row in rows]
+    values = [row[term] for row, terms in zip(rows, indices, strict=True) for term in terms]
+    return medkg.SparseVectors(
+        np.cumsum([0, *map(len, rows)], dtype=np.int64),
+        np.array([term for terms in indices for term in terms], np.int64),
+        np.array(values, np.float32),
+    )
+
+
+class TestSparse:
+    def test_hybrid_search_in_a_gpu_server_and_a_refusal_that_names_it_elsewhere(
+        self, store: VectorStore, collection: str
+    ) -> None:
+        vectors, sparse = np.eye(3, 4, dtype=np.float32), sparse_rows([{1: 2.0, 7: 1.0}, {}, {7: 3.0}])
+        name = f"{collection}-sparse"
+        if not isinstance(store, GpuServerStore):
+            for field, call in (
+                ("sparse_dimension", lambda: store.create(name, 4, sparse_dimension=9)),
+                ("sparse", lambda: store.upsert(collection, ["a", "b", "c"], vectors, sparse=sparse)),
+                ("sparse", lambda: store.search(collection, vectors, sparse=sparse)),
+                ("fusion", lambda: store.search(collection, vectors, fusion=medkg.RankFusion())),
+                ("with_sparse", lambda: store.fetch(collection, ["a"], with_sparse=True)),
+            ):
+                with pytest.raises(medkg.ServiceError, match="GpuServerStore") as caught:
+                    call()
+                assert (caught.value.code, caught.value.field_violations[0][0]) == ("UNIMPLEMENTED", field)
+            assert store.count(collection) == 0
+            assert name not in [info.name for info in store.list()]
+            return
+        assert store.create(name, 4, sparse_dimension=9).sparse_dimension == 9
+        store.upsert(name, ["a", "b", "c"], vectors, sparse=sparse)
+        [found] = store.search(name, k=5, sparse=sparse_rows([{7: 0.5}]))
+        assert [(hit.id, hit.score) for hit in found] == [("c", 1.5), ("a", 0.5)]
+        [both] = store.search(
+            name, vectors[1], 5, sparse=sparse_rows([{7: 0.5}]), fusion=medkg.RankFusion(candidates=5)
+        )
+        # By cosine b is first and the other two tie; by the inner product c is before a, and b is not found.
+        ranks = {hit.id: (hit.dense_rank, hit.sparse_rank) for hit in both}
+        assert ranks == {"a": (2, 2), "b": (1, None), "c": (3, 1)}
+        assert [hit.id for hit in both] == ["c", "a", "b"]
+        fetched = store.fetch(name, ["c", "b"], with_sparse=True).sparse
+        assert fetched is not None
+        assert (fetched.indptr.tolist(), fetched.indices.tolist(), fetched.values.tolist()) == ([0, 1, 1], [7], [3.0])
+        store.drop(name)
+
+    def test_a_search_for_nothing_is_refused(self, store: VectorStore, collection: str) -> None:
+        with pytest.raises(medkg.VectorValidationError) as caught:
+            store.search(collection)
+        assert field_of(caught) == "queries"

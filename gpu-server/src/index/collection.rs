@@ -9,13 +9,15 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::ask::{Ask, Hit, Queries};
 use super::blocking;
 use super::columns::{self, Read};
 use super::filter::{Cell, Field, Filter};
 use super::recall::{self, Check, Limit, Recall};
-use super::store::{Fetched, Points, Properties, Store};
+use super::sparse::Rows;
+use super::store::{Fetched, Points, Properties, Store, Wanted};
 use super::usage::Usage;
-use super::view::{Ask, Hit, View};
+use super::view::View;
 use crate::engine::Engine;
 use crate::error::Error;
 
@@ -112,7 +114,7 @@ impl Collection {
             } else {
                 columns::read(fields, payloads)
             };
-            Ok((inserted, Change::Upsert(ids, points.vectors, read)))
+            Ok((inserted, Change::Upsert(ids, points.vectors, read, points.sparse)))
         });
         let inserted = written.await?;
         self.shared.usage.upserted(count);
@@ -138,7 +140,7 @@ impl Collection {
     /// [`Error::Internal`] naming the file, or a device error.
     pub async fn search(&self, ask: Ask, with_payload: bool) -> Result<Vec<Found>, Error> {
         let started = Instant::now();
-        let queries = ask.queries.len() / self.properties.dimension;
+        let queries = ask.queries.count(self.properties.dimension);
         let found = self.find(ask, with_payload).await?;
         self.shared.usage.searched(queries, started.elapsed());
         Ok(found)
@@ -187,11 +189,16 @@ impl Collection {
     /// # Errors
     /// [`Error::InvalidField`] if that is too much for an answer, [`Error::CollectionNotFound`] once it is dropped,
     /// [`Error::Internal`] naming the file.
-    pub async fn fetch(&self, ids: Vec<String>, with_vectors: bool, with_payload: bool) -> Result<Fetched, Error> {
+    pub async fn fetch(&self, ids: Vec<String>, wanted: Wanted) -> Result<Fetched, Error> {
         self.shared.check_open()?;
         let shared = Arc::clone(&self.shared);
-        let fetched = blocking(move || shared.store.fetch(ids, with_vectors, with_payload, MAX_ANSWER)).await?;
-        fetched.ok_or_else(|| Error::invalid("ids", "have more than 24 MiB of vectors and payloads; ask for fewer"))
+        let fetched = blocking(move || shared.store.fetch(ids, wanted, MAX_ANSWER)).await?;
+        fetched.ok_or_else(|| {
+            Error::invalid(
+                "ids",
+                "have more than 24 MiB of vectors, payloads and sparse vectors; ask for fewer",
+            )
+        })
     }
 
     /// Bytes of its file.
@@ -251,7 +258,7 @@ impl Collection {
         for queries in sample.vectors.chunks(CHECKED_AT_ONCE * self.properties.dimension) {
             limit.check()?;
             let ask = Ask {
-                queries: queries.to_vec(),
+                queries: Queries::Dense(queries.to_vec()),
                 k: check.k,
                 filter: None,
                 threshold: None,
@@ -359,7 +366,10 @@ impl Collection {
             let applied = shared.engine.run_owed(move |views| {
                 let view = views.get(key)?;
                 match change {
-                    Change::Upsert(ids, rows, read) => view.upsert(&ids, &rows, read)?,
+                    Change::Upsert(ids, rows, read, sparse) => {
+                        view.upsert(&ids, &rows, read)?;
+                        view.write_sparse(&ids, &sparse)?;
+                    }
                     Change::Remove(ids) => view.remove(&ids)?,
                 }
                 Ok((view.len(), view.device_bytes(), view.fields()))
@@ -375,7 +385,7 @@ impl Collection {
 }
 
 enum Change {
-    Upsert(Vec<Arc<str>>, Vec<f32>, Read),
+    Upsert(Vec<Arc<str>>, Vec<f32>, Read, Rows),
     Remove(Vec<String>),
 }
 
@@ -477,7 +487,7 @@ impl Shared {
         let ids: Vec<Arc<str>> = points.ids.iter().map(|id| Arc::from(id.as_str())).collect();
         let count = ids.len();
         let built = self.engine.run_owed(move |views| {
-            views.build(key, properties, &ids, &points.vectors)?;
+            views.build(key, properties, &ids, &points.vectors, &points.sparse)?;
             Ok(views.get(key)?.device_bytes())
         });
         self.usage.set_device_bytes(built.await?);

@@ -3,11 +3,14 @@
 //! The file is the truth; the view is rebuilt from it at start, and whenever the two may have come apart. A write is
 //! acknowledged after redb has committed it and the view has it. Search is exact: every point is compared.
 
+pub mod ask;
 pub mod backup;
 pub mod collection;
 pub mod columns;
 pub mod filter;
+pub mod fusion;
 pub mod recall;
+pub mod sparse;
 pub mod store;
 mod top;
 pub mod usage;

@@ -8,12 +8,14 @@ fn store(folder: &std::path::Path, metric: Metric, vectors: &[[f32; 2]]) -> Stor
         dimension: 2,
         metric,
         storage: Storage::F32,
+        sparse_dimension: 0,
     };
     let store = Store::create(&folder.join("c.redb"), properties).unwrap();
     let points = Points {
         ids: (0..vectors.len()).map(|i| format!("p{i}")).collect(),
         vectors: vectors.concat(),
         payloads: Vec::new(),
+        ..Points::default()
     };
     store.write(&points).unwrap();
     store

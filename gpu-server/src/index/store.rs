@@ -3,6 +3,7 @@
 
 mod copy;
 pub mod scan;
+mod sparse;
 
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -12,6 +13,7 @@ use std::sync::Once;
 use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, RepairSession, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use super::sparse::Rows;
 use crate::error::Error;
 
 const PROPERTIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("properties");
@@ -56,6 +58,9 @@ pub struct Properties {
     /// Element type on the device; absent in files that are older than the choice.
     #[serde(default)]
     pub storage: Storage,
+    /// Elements of every sparse vector, 0 for none; absent in files that are older than they are.
+    #[serde(default)]
+    pub sparse_dimension: u32,
 }
 
 impl std::fmt::Display for Properties {
@@ -64,8 +69,12 @@ impl std::fmt::Display for Properties {
             dimension,
             metric,
             storage,
+            sparse_dimension,
         } = self;
-        write!(f, "dimension {dimension}, metric {metric:?}, storage {storage:?}")
+        write!(
+            f,
+            "dimension {dimension}, metric {metric:?}, storage {storage:?}, sparse dimension {sparse_dimension}"
+        )
     }
 }
 
@@ -78,6 +87,19 @@ pub struct Points {
     pub vectors: Vec<f32>,
     /// One per id, "" for none; or empty for none at all.
     pub payloads: Vec<String>,
+    /// One row per id, or no rows for none at all.
+    pub sparse: Rows,
+}
+
+/// What to fetch of a point beside its id.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// Its vector.
+    pub vectors: bool,
+    /// Its payload.
+    pub payloads: bool,
+    /// Its sparse vector.
+    pub sparse: bool,
 }
 
 /// What some ids have.
@@ -89,6 +111,8 @@ pub struct Fetched {
     pub vectors: Vec<u8>,
     /// One per id, "" for none, if they were asked for.
     pub payloads: Vec<String>,
+    /// One row per id, if they were asked for.
+    pub sparse: Rows,
     /// Those that are not there.
     pub missing: Vec<String>,
 }
@@ -128,6 +152,7 @@ impl Store {
                 .insert("collection", bytes.as_slice())?;
             transaction.open_table(VECTORS)?;
             transaction.open_table(PAYLOADS)?;
+            sparse::make(&transaction, properties)?;
             Ok(transaction.commit()?)
         };
         write().map_err(|error| told(path, &error))?;
@@ -174,7 +199,8 @@ impl Store {
     /// [`Error::Internal`] naming the file.
     pub fn read_all(&self) -> Result<Points, Error> {
         let read = || -> Result<Points, redb::Error> {
-            let table = self.database.begin_read()?.open_table(VECTORS)?;
+            let transaction = self.database.begin_read()?;
+            let table = transaction.open_table(VECTORS)?;
             let mut points = Points::default();
             for entry in table.iter()? {
                 let (id, bytes) = entry?;
@@ -186,6 +212,7 @@ impl Store {
                 }
                 points.ids.push(id.value().to_owned());
             }
+            points.sparse = sparse::of_all(&transaction, self.properties, &points.ids)?;
             Ok(points)
         };
         self.guarded(read)
@@ -212,6 +239,7 @@ impl Store {
                     }
                 }
             }
+            sparse::write(&transaction, self.properties, &points.ids, &points.sparse)?;
             transaction.commit()?;
             Ok(inserted)
         };
@@ -234,6 +262,7 @@ impl Store {
                     payloads.remove(id.as_str())?;
                 }
             }
+            sparse::write(&transaction, self.properties, ids, &Rows::default())?;
             transaction.commit()?;
             Ok(removed)
         };
@@ -257,17 +286,11 @@ impl Store {
         self.guarded(read)
     }
 
-    /// What some ids have; None where vectors and payloads together take more than `most` bytes.
+    /// What some ids have; None where vectors, payloads and sparse vectors together take more than `most` bytes.
     ///
     /// # Errors
     /// [`Error::Internal`] naming the file.
-    pub fn fetch(
-        &self,
-        ids: Vec<String>,
-        with_vectors: bool,
-        with_payload: bool,
-        most: usize,
-    ) -> Result<Option<Fetched>, Error> {
+    pub fn fetch(&self, ids: Vec<String>, wanted: Wanted, most: usize) -> Result<Option<Fetched>, Error> {
         let read = || -> Result<Option<Fetched>, redb::Error> {
             let transaction = self.database.begin_read()?;
             let vectors = transaction.open_table(VECTORS)?;
@@ -279,10 +302,10 @@ impl Store {
                     fetched.missing.push(id);
                     continue;
                 };
-                if with_vectors {
+                if wanted.vectors {
                     fetched.vectors.extend_from_slice(vector.value());
                 }
-                if with_payload {
+                if wanted.payloads {
                     let payload = payloads.get(id.as_str())?;
                     let payload = payload.map_or_else(String::new, |payload| payload.value().to_owned());
                     payload_bytes += payload.len();
@@ -292,6 +315,12 @@ impl Store {
                     return Ok(None);
                 }
                 fetched.ids.push(id);
+            }
+            if wanted.sparse {
+                fetched.sparse = sparse::of_some(&transaction, self.properties, &fetched.ids)?;
+                if fetched.vectors.len() + payload_bytes + fetched.sparse.bytes() > most {
+                    return Ok(None);
+                }
             }
             Ok(Some(fetched))
         };

@@ -1,4 +1,7 @@
-//! The best of a tile of scores, ties included.
+//! The best of a tile of scores, ties included; and the best of what several tiles gave.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
 
 use tch::{Device, Kind, Tensor};
 
@@ -49,6 +52,20 @@ pub fn tile_top(scores: &Tensor, k: usize, mut take: impl FnMut(usize, Vec<(usiz
         );
     }
     Ok(())
+}
+
+/// Keeps the `k` best points, best first, equal ones by id. `ids` are those of all points.
+pub fn keep_best<S: PartialOrd>(found: &mut Vec<(usize, S)>, k: usize, ids: &[Arc<str>]) {
+    let order = |(a, x): &(usize, S), (b, y): &(usize, S)| {
+        // Sums of finite products are never NaN.
+        let nearer = y.partial_cmp(x).unwrap_or(Ordering::Equal);
+        nearer.then_with(|| ids[*a].cmp(&ids[*b]))
+    };
+    if found.len() > k {
+        found.select_nth_unstable_by(k, order);
+        found.truncate(k);
+    }
+    found.sort_unstable_by(order);
 }
 
 fn host_f32(tensor: &Tensor) -> Result<Vec<f32>, Error> {

@@ -12,8 +12,9 @@ use tch::{Device, Kind, Tensor};
 
 use super::columns::{Columns, Read};
 use super::filter::{Cell, Field, Filter};
+use super::sparse::{Postings, Rows};
 use super::store::{Metric, Properties, Storage};
-use super::top::tile_top;
+use super::top::{keep_best, tile_top};
 use crate::error::Error;
 use crate::model::pooling::normalize;
 
@@ -44,10 +45,18 @@ impl Views {
     ///
     /// # Errors
     /// What the device says.
-    pub fn build(&mut self, key: u64, properties: Properties, ids: &[Arc<str>], rows: &[f32]) -> Result<(), Error> {
+    pub fn build(
+        &mut self,
+        key: u64,
+        properties: Properties,
+        ids: &[Arc<str>],
+        rows: &[f32],
+        sparse: &Rows,
+    ) -> Result<(), Error> {
         self.by_key.remove(&key);
         let mut view = View::new(properties, self.device)?;
         view.upsert(ids, rows, Read::new())?;
+        view.write_sparse(ids, sparse)?;
         self.by_key.insert(key, view);
         Ok(())
     }
@@ -68,28 +77,6 @@ impl Views {
     }
 }
 
-/// A point that was found.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Hit {
-    /// Its id.
-    pub id: Arc<str>,
-    /// Larger is nearer.
-    pub score: f32,
-}
-
-/// What is looked for.
-#[derive(Debug, Clone)]
-pub struct Ask {
-    /// Row-major [queries, dimension].
-    pub queries: Vec<f32>,
-    /// Points for each of them.
-    pub k: usize,
-    /// Which points are compared; None means all.
-    pub filter: Option<Filter>,
-    /// Points below this score are left out.
-    pub threshold: Option<f32>,
-}
-
 /// One collection's rows.
 #[derive(Debug)]
 pub struct View {
@@ -99,9 +86,11 @@ pub struct View {
     /// [capacity, dimension] of `kind`; the first `ids.len()` rows are in use.
     rows: Tensor,
     kind: Kind,
-    ids: Vec<Arc<str>>,
+    pub(super) ids: Vec<Arc<str>>,
     places: HashMap<Arc<str>, usize>,
     columns: Columns,
+    /// None where points have no sparse vectors.
+    pub(super) sparse: Option<Postings>,
 }
 
 impl View {
@@ -122,6 +111,7 @@ impl View {
             ids: Vec::new(),
             places: HashMap::new(),
             columns: Columns::default(),
+            sparse: (properties.sparse_dimension > 0).then(Postings::default),
         })
     }
 
@@ -183,6 +173,19 @@ impl View {
         Ok(())
     }
 
+    /// Follows [`Self::upsert`] with the sparse vectors of the same points.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] for a point that is not there.
+    pub fn write_sparse(&mut self, ids: &[Arc<str>], rows: &Rows) -> Result<(), Error> {
+        let Some(sparse) = &mut self.sparse else {
+            return Ok(());
+        };
+        let place = |id| self.places.get(id).copied();
+        let places: Option<Vec<usize>> = ids.iter().map(place).collect();
+        sparse.write(&places.ok_or_else(|| Error::internal("a point has no row"))?, rows)
+    }
+
     /// Removes rows by id; the last row takes the place of a removed one.
     ///
     /// # Errors
@@ -195,6 +198,9 @@ impl View {
             let last = self.ids.len() - 1;
             self.ids.swap_remove(place);
             self.columns.swap_remove(place);
+            if let Some(sparse) = &mut self.sparse {
+                sparse.swap_remove(place);
+            }
             if place != last {
                 self.places.insert(Arc::clone(&self.ids[place]), place);
                 let moved = self.rows.f_narrow(0, int(last)?, 1)?.f_detach_copy()?;
@@ -205,7 +211,7 @@ impl View {
     }
 
     /// The places of the points that match, in order; None if a column has to be read first.
-    fn matching(&mut self, filter: &Filter) -> Result<Option<Vec<usize>>, Error> {
+    pub(super) fn matching(&mut self, filter: &Filter) -> Result<Option<Vec<usize>>, Error> {
         let decided = self.columns.decide(filter, self.ids.len())?;
         Ok(decided.map(|decided| (0..decided.len()).filter(|&place| decided[place]).collect()))
     }
@@ -218,19 +224,18 @@ impl View {
         Ok(self.matching(filter)?.map(|places| places.len()))
     }
 
-    /// The nearest points of each query, best first, equal scores by id; None if a column has to be read first.
+    /// The places of the `k` nearest points of each query (row-major), best first, equal scores by id; of all points or of
+    /// the `chosen` ones.
     ///
     /// # Errors
-    /// [`Error::InvalidField`] naming a field that no payload has; what the device says.
-    pub fn search(&mut self, ask: &Ask) -> Result<Option<Vec<Vec<Hit>>>, Error> {
-        let chosen = match &ask.filter {
-            None => None,
-            Some(filter) => match self.matching(filter)? {
-                None => return Ok(None),
-                chosen => chosen,
-            },
-        };
-        let mut queries = Tensor::f_from_slice(&ask.queries)?
+    /// What the device says.
+    pub(super) fn nearest(
+        &self,
+        queries: &[f32],
+        k: usize,
+        chosen: Option<&[usize]>,
+    ) -> Result<Vec<Vec<(usize, f32)>>, Error> {
+        let mut queries = Tensor::f_from_slice(queries)?
             .f_reshape(&[-1, self.dimension][..])?
             .f_to_device(self.device)?;
         if self.metric == Metric::Cosine {
@@ -241,7 +246,7 @@ impl View {
         let step = usize::try_from(TILE.min(TILE_ELEMENTS / self.dimension)).map_err(Error::internal)?;
         for start in (0..self.ids.len()).step_by(step) {
             let end = self.ids.len().min(start + step);
-            let chosen = chosen.as_ref().map(|chosen| {
+            let chosen = chosen.map(|chosen| {
                 let from = chosen.partition_point(|&place| place < start);
                 let to = chosen.partition_point(|&place| place < end);
                 &chosen[from..to]
@@ -250,20 +255,14 @@ impl View {
                 continue;
             }
             let scores = self.tile_scores(&queries, start, end, chosen)?;
-            tile_top(&scores, ask.k, |query, found| {
+            tile_top(&scores, k, |query, found| {
                 let place = |at: usize| chosen.map_or(start + at, |chosen| chosen[at]);
                 // Adding 0 makes one zero of the two; they are equal, and must not part points that the id orders.
                 best[query].extend(found.into_iter().map(|(at, score)| (place(at), score + 0.0)));
-                self.keep_best(&mut best[query], ask.k);
+                keep_best(&mut best[query], k, &self.ids);
             })?;
         }
-        let hit = |(place, score): (usize, f32)| Hit {
-            id: Arc::clone(&self.ids[place]),
-            score,
-        };
-        let reaches = |hit: &Hit| ask.threshold.is_none_or(|least| hit.score >= least);
-        let hits = |found: Vec<(usize, f32)>| found.into_iter().map(hit).take_while(reaches).collect();
-        Ok(Some(best.into_iter().map(hits).collect()))
+        Ok(best)
     }
 
     /// Scores [queries, points] of the rows from `start` to `end`, or of the `chosen` ones among them.
@@ -310,16 +309,6 @@ impl View {
         let parts = rows.f_split((WIDENED_ELEMENTS / self.dimension).max(1), 0)?;
         let parts: Vec<Tensor> = parts.iter().map(widened).collect::<Result<_, _>>()?;
         Ok(Tensor::f_cat(&parts, 1)?)
-    }
-
-    fn keep_best(&self, found: &mut Vec<(usize, f32)>, k: usize) {
-        let order =
-            |(a, x): &(usize, f32), (b, y): &(usize, f32)| y.total_cmp(x).then_with(|| self.ids[*a].cmp(&self.ids[*b]));
-        if found.len() > k {
-            found.select_nth_unstable_by(k, order);
-            found.truncate(k);
-        }
-        found.sort_unstable_by(order);
     }
 
     fn reserve(&mut self, wanted: usize) -> Result<(), Error> {

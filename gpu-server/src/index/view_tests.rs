@@ -6,6 +6,7 @@ use std::ops::Bound;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
+use super::super::ask::{Ask, Queries};
 use super::super::columns;
 use super::super::filter::{Scalar, Test};
 use super::*;
@@ -232,7 +233,7 @@ proptest! {
     ) {
         // Small whole numbers are the same in all types; unit vectors are not.
         let storage = if metric == Metric::Cosine { Storage::F32 } else { storage };
-        let mut view = View::new(Properties { dimension: 3, metric, storage }, Device::Cpu).unwrap();
+        let mut view = View::new(Properties { dimension: 3, metric, storage, sparse_dimension: 0 }, Device::Cpu).unwrap();
         let mut plain = Plain::new();
         for step in steps {
             apply(&mut view, &mut plain, step);
@@ -241,7 +242,7 @@ proptest! {
         // Between the scores that whole numbers give under dot and L2, so that rounding decides nothing.
         let threshold = threshold.map(|whole| f32::from(whole) + 0.3);
         let filter = want.as_ref().map(Want::filter);
-        let ask = Ask { queries: queries.concat(), k, filter: filter.clone(), threshold };
+        let ask = Ask { queries: Queries::Dense(queries.concat()), k, filter: filter.clone(), threshold };
         let found = match &filter {
             None => view.search(&ask).unwrap(),
             Some(filter) => with_columns(&mut view, &plain, filter, |view| view.search(&ask)),
@@ -288,6 +289,7 @@ fn view_of(ids: &[&str], scores: &[f32]) -> View {
             dimension: 1,
             metric,
             storage,
+            sparse_dimension: 0,
         },
         Device::Cpu,
     )
@@ -299,7 +301,7 @@ fn view_of(ids: &[&str], scores: &[f32]) -> View {
 
 fn best(view: &mut View, query: f32, k: usize) -> Vec<String> {
     let ask = Ask {
-        queries: vec![query],
+        queries: Queries::Dense(vec![query]),
         k,
         filter: None,
         threshold: None,
@@ -348,6 +350,7 @@ fn half_the_memory_and_the_scores_of_the_rounded_rows_summed_in_f32() {
                 dimension,
                 metric,
                 storage,
+                sparse_dimension: 0,
             },
             Device::Cpu,
         )
@@ -355,7 +358,7 @@ fn half_the_memory_and_the_scores_of_the_rounded_rows_summed_in_f32() {
         view.upsert(&names, &rows, Read::new()).unwrap();
         assert_eq!(view.device_bytes(), (count * dimension * 2) as u64);
         let ask = Ask {
-            queries: query.clone(),
+            queries: Queries::Dense(query.clone()),
             k: 20,
             filter: None,
             threshold: None,

@@ -147,7 +147,8 @@ pub fn vectors(field: &str, tensor: Option<v1::Tensor>, dimension: usize, no_zer
     Ok(values)
 }
 
-fn floats(bytes: &Bytes) -> Vec<f32> {
+/// Little-endian f32.
+pub fn floats(bytes: &Bytes) -> Vec<f32> {
     bytes
         .chunks_exact(4)
         .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))

@@ -1,6 +1,8 @@
 //! `VectorService`.
 
+mod answers;
 mod filter;
+mod sparse;
 mod statistics;
 
 use std::collections::HashSet;
@@ -13,13 +15,13 @@ use tokio::sync::{OnceCell, Semaphore};
 use tonic::{Request, Response, Status};
 use tracing::Instrument as _;
 
+use self::answers::{describe, hits};
 use super::{call, device_id, validate};
 use crate::engine::Engine;
 use crate::error::Error;
 use crate::index::Collections;
-use crate::index::collection::Found;
-use crate::index::store::{Metric, Points, Properties, Storage};
-use crate::index::view::Ask;
+use crate::index::ask::Ask;
+use crate::index::store::{Metric, Points, Properties, Storage, Wanted};
 
 const MAX_DIMENSION: u32 = 8_192;
 const MAX_POINTS: usize = 65_536;
@@ -107,6 +109,7 @@ impl Vectors {
             dimension: wanted.dimension as usize,
             metric,
             storage,
+            sparse_dimension: sparse::dimension(wanted.sparse_dimension)?,
         };
         let created = self
             .collections()?
@@ -139,12 +142,25 @@ impl Vectors {
             fits_f16(&vectors, dimension)?;
         }
         payloads(&request.payloads, request.ids.len())?;
+        let sparse = request.sparse;
+        let sparse = sparse
+            .map(|given| sparse::rows("sparse", given, collection.properties))
+            .transpose()?;
+        if let Some(rows) = sparse.as_ref().filter(|rows| rows.len() != request.ids.len()) {
+            let problem = format!(
+                "has {} rows for {} ids; send one for each",
+                rows.len(),
+                request.ids.len()
+            );
+            return Err(Error::invalid("sparse.offsets", problem));
+        }
         let total = request.ids.len() as u64;
         let inserted = collection
             .upsert(Points {
                 ids: request.ids,
                 vectors,
                 payloads: request.payloads,
+                sparse: sparse.unwrap_or_default(),
             })
             .await?;
         Ok(v1::UpsertVectorsResponse {
@@ -167,15 +183,25 @@ impl Vectors {
             ));
         }
         let Properties { dimension, metric, .. } = collection.properties;
-        let queries = validate::vectors("queries", request.queries, dimension, metric == Metric::Cosine)?;
-        let count = queries.len() / dimension;
+        let dense = request
+            .queries
+            .map(|queries| validate::vectors("queries", Some(queries), dimension, metric == Metric::Cosine));
+        let by_distance = metric == Metric::L2 && request.sparse_queries.is_none();
+        let queries = sparse::queries(
+            dense.transpose()?,
+            request.sparse_queries,
+            request.fusion,
+            request.k,
+            collection.properties,
+        )?;
+        let count = queries.count(dimension);
         validate::count("queries", count, MAX_QUERIES)?;
         if count * request.k as usize > MAX_FOUND {
             let problem = format!("times {count} queries is more than {MAX_FOUND} points; ask for fewer at once");
             return Err(Error::invalid("k", problem));
         }
         let threshold = request.score_threshold;
-        score_threshold(threshold, metric)?;
+        score_threshold(threshold, by_distance)?;
         let ask = Ask {
             queries,
             k: request.k as usize,
@@ -200,8 +226,19 @@ impl Vectors {
         let handle = self.collections()?.get(tenant, &request.collection)?;
         let collection = handle.open()?;
         validate::count("ids", request.ids.len(), MAX_POINTS)?;
+        if request.with_sparse && collection.properties.sparse_dimension == 0 {
+            let problem = "is true, but the collection keeps no sparse vectors";
+            return Err(Error::invalid("with_sparse", problem));
+        }
         let found = collection
-            .fetch(request.ids, request.with_vectors, request.with_payload)
+            .fetch(
+                request.ids,
+                Wanted {
+                    vectors: request.with_vectors,
+                    payloads: request.with_payload,
+                    sparse: request.with_sparse,
+                },
+            )
             .await?;
         let narrow = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
         let vectors = v1::Tensor {
@@ -215,6 +252,7 @@ impl Vectors {
             vectors: request.with_vectors.then_some(vectors),
             payloads: found.payloads,
             missing: found.missing,
+            sparse: request.with_sparse.then(|| sparse::wire(found.sparse)),
         })
     }
 
@@ -256,42 +294,11 @@ fn fits_f16(vectors: &[f32], dimension: usize) -> Result<(), Error> {
     Err(Error::invalid(format!("vectors[{}]", at / dimension), problem))
 }
 
-fn describe(name: &str, properties: Properties) -> v1::Collection {
-    let metric = match properties.metric {
-        Metric::Cosine => v1::Metric::Cosine,
-        Metric::Dot => v1::Metric::Dot,
-        Metric::L2 => v1::Metric::L2,
-    };
-    let storage = match properties.storage {
-        Storage::F32 => v1::DataType::F32,
-        Storage::F16 => v1::DataType::F16,
-        Storage::Bf16 => v1::DataType::Bf16,
-    };
-    let dimension = u32::try_from(properties.dimension).unwrap_or(u32::MAX);
-    v1::Collection {
-        storage: storage.into(),
-        name: name.to_owned(),
-        dimension,
-        metric: metric.into(),
-    }
-}
-
-fn hits(found: Found) -> v1::SearchHits {
-    let point = |(hit, payload): (crate::index::view::Hit, String)| v1::ScoredPoint {
-        id: hit.id.to_string(),
-        score: hit.score,
-        payload,
-    };
-    v1::SearchHits {
-        points: found.into_iter().map(point).collect(),
-    }
-}
-
 /// A threshold that some score could reach or miss.
-fn score_threshold(threshold: Option<f32>, metric: Metric) -> Result<(), Error> {
+fn score_threshold(threshold: Option<f32>, by_distance: bool) -> Result<(), Error> {
     let problem = match threshold {
         Some(value) if !value.is_finite() => format!("is {value}; it must be finite"),
-        Some(value) if metric == Metric::L2 && value > 0.0 => {
+        Some(value) if by_distance && value > 0.0 => {
             format!("is {value}, but scores are minus the distance under L2; send minus the largest distance")
         }
         _ => return Ok(()),

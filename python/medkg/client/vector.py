@@ -24,10 +24,12 @@ if TYPE_CHECKING:
         CollectionStatistics,
         FetchResult,
         Hit,
+        RankFusion,
         RecallReport,
         TenantStatistics,
         UpsertResult,
     )
+    from medkg.results.vector import Sparse
 
 
 class VectorClient(Client[native.Vector]):
@@ -46,6 +48,7 @@ class VectorClient(Client[native.Vector]):
         metric: Literal["cosine", "dot", "l2"] = "cosine",
         *,
         storage: Literal["f32", "f16", "bf16"] = "f32",
+        sparse_dimension: int = 0,
         exist_ok: bool = False,
         **call: Unpack[CallOptions],
     ) -> CollectionInfo:
@@ -57,13 +60,16 @@ class VectorClient(Client[native.Vector]):
             metric: How nearness is measured; larger scores are always nearer.
             storage: Element type of the vectors on the device: ``"f16"`` and ``"bf16"`` take half the memory, and
                 scores are those of the rounded vectors. :meth:`fetch` returns what was written whatever it is.
-            exist_ok: Accept a collection of the same dimension, metric and storage as it is.
+            sparse_dimension: Elements of the sparse vectors that points may have beside the dense one, at most
+                2,147,483,647: ``SparseEmbeddingResult.dimension`` of the model. 0: points have none.
+            exist_ok: Accept a collection of the same dimensions, metric and storage as it is.
             **call: See :class:`medkg.call_context.CallOptions`.
 
         Raises:
             AlreadyExistsError: It is there, and ``exist_ok`` is False or it differs.
         """
-        return self._native.create_collection(resolve(**call), name, dimension, (metric, storage), exist_ok)
+        dimensions, how = (dimension, sparse_dimension), (metric, storage)
+        return self._native.create_collection(resolve(**call), name, dimensions, how, exist_ok)
 
     def collections(self, **call: Unpack[CallOptions]) -> list[CollectionInfo]:
         """The tenant's collections, sorted by name."""
@@ -79,6 +85,8 @@ class VectorClient(Client[native.Vector]):
         ids: Sequence[str],
         vectors: npt.NDArray[np.float32],
         payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        sparse: Sparse | None = None,
         **call: Unpack[CallOptions],
     ) -> UpsertResult:
         """Add points, or replace those whose id is there already. On disk when this returns.
@@ -91,13 +99,16 @@ class VectorClient(Client[native.Vector]):
             ids: One per vector, 1 to 512 bytes each, no duplicates.
             vectors: Shape ``(len(ids), dimension)``, float32, C-contiguous, finite.
             payloads: None, or one JSON object (or None) per id, at most 64 KiB each.
+            sparse: One sparse vector per id, in a collection with a ``sparse_dimension``: what ``embed_sparse`` gave,
+                or ``(indptr, indices, values)``; at most 4,096 terms a row, and a row without terms is no sparse
+                vector. None: none has one, also those that are replaced.
             **call: See :class:`medkg.call_context.CallOptions`.
 
         Raises:
             VectorValidationError: An argument is wrong; it is named, e.g. ``vectors[3]``.
             CollectionNotFoundError: The tenant has no collection of that name.
         """
-        return self._native.upsert(resolve(**call), name, ids, vectors, payloads)
+        return self._native.upsert(resolve(**call), name, ids, (vectors, sparse), payloads)
 
     def delete(self, name: str, ids: Sequence[str], **call: Unpack[CallOptions]) -> int:
         """Remove points by id; returns how many of the ids were there."""
@@ -106,9 +117,11 @@ class VectorClient(Client[native.Vector]):
     def search(
         self,
         name: str,
-        queries: npt.NDArray[np.float32],
+        queries: npt.NDArray[np.float32] | None = None,
         k: int = 10,
         *,
+        sparse: Sparse | None = None,
+        fusion: RankFusion | None = None,
         with_payload: bool = True,
         filter: Filter | None = None,  # noqa: A002 - what it is called everywhere
         score_threshold: float | None = None,
@@ -116,21 +129,29 @@ class VectorClient(Client[native.Vector]):
     ) -> list[list[Hit]]:
         """Find the exact k nearest points of each query, best first; equal scores are ordered by id.
 
+        By dense vectors, by sparse ones (the inner product; points that share no term with a query are not found), or
+        by both: then the ranks that the two give are fused.
+
         Args:
             name: The collection.
-            queries: Shape ``(q, dimension)``, or ``(dimension,)`` for one query; float32, C-contiguous, finite.
+            queries: Shape ``(q, dimension)``, or ``(dimension,)`` for one query; float32, C-contiguous, finite. None
+                with ``sparse``: only sparse vectors are searched.
             k: Points to return for each query, 1 to 10,000.
+            sparse: Sparse queries, one for each row of ``queries`` if there are both: what ``embed_sparse`` gave, or
+                ``(indptr, indices, values)``.
+            fusion: How the two are fused; None: by its defaults.
             with_payload: Return each point's payload.
             filter: Compare only points that match; see :mod:`medkg.filters`.
             score_threshold: Return only points with at least this score. Under ``"l2"`` a score is minus the
-                distance, so -2.0 returns points at a distance of at most 2.
+                distance, so -2.0 returns points at a distance of at most 2. With both kinds of queries it is the fused
+                score.
             **call: See :class:`medkg.call_context.CallOptions`.
 
         Returns:
             One list per query, also for a single one.
         """
-        how = (k, with_payload, filter, score_threshold)
-        return self._native.search(resolve(**call), name, queries, how)
+        how = (k, with_payload, filter, score_threshold, fusion)
+        return self._native.search(resolve(**call), name, queries, sparse, how)
 
     def fetch(
         self,
@@ -139,10 +160,14 @@ class VectorClient(Client[native.Vector]):
         *,
         with_vectors: bool = True,
         with_payload: bool = True,
+        with_sparse: bool = False,
         **call: Unpack[CallOptions],
     ) -> FetchResult:
-        """Read points by id; ids that are not there are listed in ``missing``."""
-        return self._native.fetch(resolve(**call), name, ids, with_vectors, with_payload)
+        """Read points by id; ids that are not there are listed in ``missing``.
+
+        ``with_sparse`` is for collections with a ``sparse_dimension``.
+        """
+        return self._native.fetch(resolve(**call), name, ids, (with_vectors, with_payload, with_sparse))
 
     def count(
         self,

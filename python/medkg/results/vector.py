@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from datetime import datetime
-    from typing import Any, Literal
+    from typing import Any, Literal, TypeAlias
 
     import numpy as np
     import numpy.typing as npt
+
+    from medkg.results.embedding import SparseEmbeddingResult
+
+    Whole: TypeAlias = npt.NDArray[np.int32] | npt.NDArray[np.int64]
+    Sparse: TypeAlias = "SparseEmbeddingResult | SparseVectors | tuple[Whole, Whole, npt.NDArray[np.float32]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +28,7 @@ class CollectionInfo:
         metric: How nearness is measured; larger is always nearer.
         storage: Element type of the vectors on the device.
         created: True if this call made it.
+        sparse_dimension: Elements of the sparse vectors that points may have; 0 if they have none.
     """
 
     name: str
@@ -30,6 +36,7 @@ class CollectionInfo:
     metric: Literal["cosine", "dot", "l2"]
     storage: Literal["f32", "f16", "bf16"]
     created: bool
+    sparse_dimension: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +53,43 @@ class UpsertResult:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class SparseVectors:
+    """Sparse vectors as compressed sparse rows, as ``scipy.sparse.csr_array`` has them.
+
+    A row without terms stands for no sparse vector.
+
+    Attributes:
+        indptr: Shape ``(n + 1,)``, int32 or int64: row i lies at ``indptr[i]:indptr[i + 1]`` of the two arrays below.
+        indices: Shape ``(terms,)``, int32 or int64: ascending within a row.
+        values: Shape ``(terms,)``, float32: the weight of each, finite and not 0.
+    """
+
+    indptr: Whole
+    indices: Whole
+    values: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankFusion:
+    """How a search by dense and sparse vectors is fused: reciprocal-rank fusion (Cormack et al., SIGIR 2009).
+
+    A point's score is the sum of ``weight / (rank_constant + rank)`` over the searches that found it, ranks from 1.
+
+    Attributes:
+        candidates: Points that each of the two searches hands on, ``k`` to 10,000; at most 200,000 over the queries of
+            a request. None: the larger of ``k`` and 100.
+        rank_constant: 0 to 10,000; the larger it is, the less the first ranks stand out. None: 60.
+        dense_weight: What a rank of the dense search counts, above 0, at most 1,000. None: 1.
+        sparse_weight: What a rank of the sparse search counts, above 0, at most 1,000. None: 1.
+    """
+
+    candidates: int | None = None
+    rank_constant: float | None = None
+    dense_weight: float | None = None
+    sparse_weight: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class FetchResult:
     """The points of some ids.
 
@@ -54,12 +98,14 @@ class FetchResult:
         vectors: Their vectors as they were written, one row each; None if not asked for.
         payloads: What was stored with each, None where nothing was; None altogether if not asked for.
         missing: The ids that are not there.
+        sparse: Their sparse vectors, one row each; None if not asked for.
     """
 
     ids: list[str]
     vectors: npt.NDArray[np.float32] | None
     payloads: list[dict[str, Any] | None] | None
     missing: list[str]
+    sparse: SparseVectors | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +114,21 @@ class Hit:
 
     Attributes:
         id: Its id.
-        score: Larger is nearer.
+        score: Larger is nearer. The inner product of a sparse search, and the fused score of a search by both.
         payload: What was stored with it, if anything was and it was asked for.
+        dense_rank: In a search by both: where the dense search has it, from 1; None if that did not hand it on.
+        dense_score: In a search by both: its score in the dense search.
+        sparse_rank: In a search by both: where the sparse search has it, from 1; None if that did not hand it on.
+        sparse_score: In a search by both: its score in the sparse search.
     """
 
     id: str
     score: float
     payload: dict[str, Any] | None
+    dense_rank: int | None = None
+    dense_score: float | None = None
+    sparse_rank: int | None = None
+    sparse_score: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +232,7 @@ class CollectionStatistics:
         queries: Queries answered since the server started.
         device: Where it is searched.
         usage: What was done to it.
+        sparse_dimension: Elements of the sparse vectors that points may have; 0 if they have none.
     """
 
     name: str
@@ -190,3 +245,4 @@ class CollectionStatistics:
     queries: int
     device: str
     usage: CollectionUsage
+    sparse_dimension: int = 0

@@ -17,6 +17,7 @@ from medkg.errors import (
     AlreadyExistsError,
     CollectionNotFoundError,
     ConfigError,
+    ServiceError,
     VectorValidationError,
 )
 
@@ -76,6 +77,19 @@ def already_there(info: CollectionInfo, tenant: str) -> AlreadyExistsError:
         tenant=tenant,
         field_violations=[("collection.name", problem)],
         http_status=409,
+    )
+
+
+def no_sparse_vectors(field: str, home: str, tenant: str) -> ServiceError:
+    """The home keeps dense vectors only."""
+    problem = f"is given, but {home} keeps no sparse vectors; use GpuServerStore, or open_store(home='gpu-server')"
+    return ServiceError(
+        f"{field} {problem}",
+        code="UNIMPLEMENTED",
+        service="VectorStore",
+        tenant=tenant,
+        field_violations=[(field, problem)],
+        http_status=501,
     )
 
 

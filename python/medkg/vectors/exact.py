@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from medkg.results import CollectionInfo, FetchResult, Hit, UpsertResult
+from medkg.results import CollectionInfo, FetchResult, Hit, RankFusion, UpsertResult
 from medkg.vectors import checks
 from medkg.vectors.interface import VectorStore
 from medkg.vectors.matching import Matcher
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from medkg.filters import Filter
+    from medkg.results.vector import Sparse
     from medkg.vectors.interface import Collections, Found, Metric
 
 __all__ = ["ExactStore", "Rows"]
@@ -106,8 +107,17 @@ class ExactStore(VectorStore):
     def _candidates(self, info: CollectionInfo, query: npt.NDArray[np.float32], limit: int, *, payloads: bool) -> Rows:
         """The nearest points by the home's own flat search, best first, with vectors and nearness."""
 
-    def create(self, name: str, dimension: int, metric: Metric = "cosine", *, exist_ok: bool = False) -> CollectionInfo:
+    def create(
+        self,
+        name: str,
+        dimension: int,
+        metric: Metric = "cosine",
+        *,
+        sparse_dimension: int = 0,
+        exist_ok: bool = False,
+    ) -> CollectionInfo:
         """See :meth:`VectorStore.create`."""
+        self._no_sparse("sparse_dimension", sparse_dimension != 0)
         checks.collection(name, dimension, metric)
         found = self._describe(name)
         if found is not None:
@@ -136,8 +146,11 @@ class ExactStore(VectorStore):
         ids: Sequence[str],
         vectors: npt.NDArray[np.float32],
         payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        sparse: Sparse | None = None,
     ) -> UpsertResult:
         """See :meth:`VectorStore.upsert`."""
+        self._no_sparse("sparse", sparse is not None)
         info = self._open(name)
         wanted = checks.new_ids(ids)
         rows = checks.matrix("vectors", vectors, info, one=False)
@@ -157,9 +170,16 @@ class ExactStore(VectorStore):
         return len(there)
 
     def fetch(
-        self, name: str, ids: Sequence[str], *, with_vectors: bool = True, with_payload: bool = True
+        self,
+        name: str,
+        ids: Sequence[str],
+        *,
+        with_vectors: bool = True,
+        with_payload: bool = True,
+        with_sparse: bool = False,
     ) -> FetchResult:
         """See :meth:`VectorStore.fetch`."""
+        self._no_sparse("with_sparse", with_sparse)
         info = self._open(name)
         wanted = checks.texts(ids)
         there: dict[str, tuple[npt.NDArray[np.float32], str]] = {}
@@ -188,14 +208,20 @@ class ExactStore(VectorStore):
     def search(
         self,
         name: str,
-        queries: npt.NDArray[np.float32],
+        queries: npt.NDArray[np.float32] | None = None,
         k: int = 10,
         *,
+        sparse: Sparse | None = None,
+        fusion: RankFusion | None = None,
         filter: Filter | None = None,  # noqa: A002 - as in the interface
         with_payload: bool = True,
         score_threshold: float | None = None,
     ) -> Found:
         """See :meth:`VectorStore.search`."""
+        self._no_sparse("sparse", sparse is not None)
+        self._no_sparse("fusion", fusion is not None)
+        if queries is None:
+            raise checks.invalid("queries", "is missing; give dense vectors")
         info = self._open(name)
         asked = checks.matrix("queries", queries, info, one=True)
         checks.search(len(asked), k, score_threshold, info.metric)
@@ -241,6 +267,10 @@ class ExactStore(VectorStore):
                     one.add(ids, scores(queries[i], vectors, info.metric), payloads)
         if matcher is not None:
             matcher.finish()
+
+    def _no_sparse(self, field: str, given: bool) -> None:  # noqa: FBT001 - whether the field is given
+        if given:
+            raise checks.no_sparse_vectors(field, type(self).__name__, self._tenant)
 
     def _open(self, name: Any) -> CollectionInfo:
         found = self._describe(name) if isinstance(name, str) and checks.NAME.fullmatch(name) else None

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from medkg.client import VectorClient
     from medkg.filters import Filter
-    from medkg.results import CollectionInfo, FetchResult, UpsertResult
+    from medkg.results import CollectionInfo, FetchResult, RankFusion, UpsertResult
+    from medkg.results.vector import Sparse
     from medkg.vectors.interface import Collections, Found, Metric
 
 __all__ = ["GpuServerStore"]
@@ -33,9 +34,19 @@ class GpuServerStore(VectorStore):
         super().__init__(tenant)
         self._client = client
 
-    def create(self, name: str, dimension: int, metric: Metric = "cosine", *, exist_ok: bool = False) -> CollectionInfo:
+    def create(
+        self,
+        name: str,
+        dimension: int,
+        metric: Metric = "cosine",
+        *,
+        sparse_dimension: int = 0,
+        exist_ok: bool = False,
+    ) -> CollectionInfo:
         """See :meth:`VectorStore.create`."""
-        return self._client.create_collection(name, dimension, metric, exist_ok=exist_ok, tenant=self._tenant)
+        return self._client.create_collection(
+            name, dimension, metric, sparse_dimension=sparse_dimension, exist_ok=exist_ok, tenant=self._tenant
+        )
 
     def drop(self, name: str) -> int:
         """See :meth:`VectorStore.drop`."""
@@ -51,19 +62,34 @@ class GpuServerStore(VectorStore):
         ids: Sequence[str],
         vectors: npt.NDArray[np.float32],
         payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        sparse: Sparse | None = None,
     ) -> UpsertResult:
         """See :meth:`VectorStore.upsert`. Many points are several requests, each written whole or not at all."""
-        return self._client.upsert(name, ids, vectors, payloads, tenant=self._tenant)
+        return self._client.upsert(name, ids, vectors, payloads, sparse=sparse, tenant=self._tenant)
 
     def delete(self, name: str, ids: Sequence[str]) -> int:
         """See :meth:`VectorStore.delete`."""
         return self._client.delete(name, ids, tenant=self._tenant)
 
     def fetch(
-        self, name: str, ids: Sequence[str], *, with_vectors: bool = True, with_payload: bool = True
+        self,
+        name: str,
+        ids: Sequence[str],
+        *,
+        with_vectors: bool = True,
+        with_payload: bool = True,
+        with_sparse: bool = False,
     ) -> FetchResult:
         """See :meth:`VectorStore.fetch`."""
-        return self._client.fetch(name, ids, with_vectors=with_vectors, with_payload=with_payload, tenant=self._tenant)
+        return self._client.fetch(
+            name,
+            ids,
+            with_vectors=with_vectors,
+            with_payload=with_payload,
+            with_sparse=with_sparse,
+            tenant=self._tenant,
+        )
 
     def count(self, name: str, filter: Filter | None = None) -> int:  # noqa: A002 - as in the interface
         """See :meth:`VectorStore.count`."""
@@ -72,9 +98,11 @@ class GpuServerStore(VectorStore):
     def search(
         self,
         name: str,
-        queries: npt.NDArray[np.float32],
+        queries: npt.NDArray[np.float32] | None = None,
         k: int = 10,
         *,
+        sparse: Sparse | None = None,
+        fusion: RankFusion | None = None,
         filter: Filter | None = None,  # noqa: A002 - as in the interface
         with_payload: bool = True,
         score_threshold: float | None = None,
@@ -84,6 +112,8 @@ class GpuServerStore(VectorStore):
             name,
             queries,
             k,
+            sparse=sparse,
+            fusion=fusion,
             filter=filter,
             with_payload=with_payload,
             score_threshold=score_threshold,

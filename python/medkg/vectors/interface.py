@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from medkg.filters import Filter
-    from medkg.results import CollectionInfo, FetchResult, Hit, UpsertResult
+    from medkg.results import CollectionInfo, FetchResult, Hit, RankFusion, UpsertResult
+    from medkg.results.vector import Sparse
 
 __all__ = ["Collections", "Found", "Metric", "VectorStore"]
 
@@ -30,7 +31,8 @@ class VectorStore(ABC):
 
     Every method raises :class:`~medkg.errors.VectorValidationError` for an argument that is wrong, naming it
     (``vectors[3]``), and :class:`~medkg.errors.CollectionNotFoundError` where the tenant has no such collection. What a
-    home's own library or the network fails with is raised as it is.
+    home's own library or the network fails with is raised as it is. Sparse vectors are kept by a gpu-server only; the
+    other homes raise a :class:`~medkg.errors.ServiceError` with the code ``UNIMPLEMENTED`` where one is given.
     """
 
     __slots__ = ("_tenant",)
@@ -45,14 +47,24 @@ class VectorStore(ABC):
         return self._tenant
 
     @abstractmethod
-    def create(self, name: str, dimension: int, metric: Metric = "cosine", *, exist_ok: bool = False) -> CollectionInfo:
+    def create(
+        self,
+        name: str,
+        dimension: int,
+        metric: Metric = "cosine",
+        *,
+        sparse_dimension: int = 0,
+        exist_ok: bool = False,
+    ) -> CollectionInfo:
         """Make an empty collection.
 
         Args:
             name: 1 to 127 characters of ``[A-Za-z0-9._-]``, the first a letter or a digit.
             dimension: Elements of every vector, 1 to 8,192.
             metric: How nearness is measured.
-            exist_ok: Accept a collection of the same dimension and metric as it is.
+            sparse_dimension: Elements of the sparse vectors that points may have beside the dense one; 0: they have
+                none. In a gpu-server only.
+            exist_ok: Accept a collection of the same dimensions and metric as it is.
 
         Raises:
             AlreadyExistsError: It is there, and ``exist_ok`` is False or it differs.
@@ -73,6 +85,8 @@ class VectorStore(ABC):
         ids: Sequence[str],
         vectors: npt.NDArray[np.float32],
         payloads: Sequence[Mapping[str, Any] | None] | None = None,
+        *,
+        sparse: Sparse | None = None,
     ) -> UpsertResult:
         """Add points, or replace those whose id is there already.
 
@@ -81,6 +95,8 @@ class VectorStore(ABC):
             ids: At least one, 1 to 512 bytes each, no duplicates, no control characters.
             vectors: Shape ``(len(ids), dimension)``, float32, C-contiguous, finite; no zero vector under cosine.
             payloads: None, or one JSON object (or None) per id, at most 64 KiB each.
+            sparse: One sparse vector per id, in a collection with a ``sparse_dimension``; see
+                :meth:`medkg.VectorClient.upsert`.
         """
 
     @abstractmethod
@@ -89,7 +105,13 @@ class VectorStore(ABC):
 
     @abstractmethod
     def fetch(
-        self, name: str, ids: Sequence[str], *, with_vectors: bool = True, with_payload: bool = True
+        self,
+        name: str,
+        ids: Sequence[str],
+        *,
+        with_vectors: bool = True,
+        with_payload: bool = True,
+        with_sparse: bool = False,
     ) -> FetchResult:
         """Read points by id, in the order asked for; ids that are not there are listed in ``missing``."""
 
@@ -101,9 +123,11 @@ class VectorStore(ABC):
     def search(
         self,
         name: str,
-        queries: npt.NDArray[np.float32],
+        queries: npt.NDArray[np.float32] | None = None,
         k: int = 10,
         *,
+        sparse: Sparse | None = None,
+        fusion: RankFusion | None = None,
         filter: Filter | None = None,  # noqa: A002 - what it is called everywhere
         with_payload: bool = True,
         score_threshold: float | None = None,
@@ -113,7 +137,11 @@ class VectorStore(ABC):
         Args:
             name: The collection.
             queries: Shape ``(q, dimension)``, or ``(dimension,)`` for one query; float32, C-contiguous, finite.
+                None with ``sparse``: only sparse vectors are searched.
             k: Points to return for each query, 1 to 10,000; at most 200,000 over all queries.
+            sparse: Sparse queries, one for each row of ``queries`` if there are both; in a gpu-server only. See
+                :meth:`medkg.VectorClient.search`.
+            fusion: How the two are fused; None: by its defaults.
             filter: Compare only points that match; see :mod:`medkg.filters`.
             with_payload: Return each point's payload.
             score_threshold: Return only points with at least this score.

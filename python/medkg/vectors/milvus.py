@@ -68,12 +68,20 @@ class MilvusStore(ExactStore):
         """Let the connection or the file go; further calls raise."""
         self._client.close()
 
-    def create(self, name: str, dimension: int, metric: Metric = "cosine", *, exist_ok: bool = False) -> CollectionInfo:
+    def create(
+        self,
+        name: str,
+        dimension: int,
+        metric: Metric = "cosine",
+        *,
+        sparse_dimension: int = 0,
+        exist_ok: bool = False,
+    ) -> CollectionInfo:
         """See :meth:`VectorStore.create`; a name with very many of the characters ``._-`` is too long for Milvus."""
         checks.collection(name, dimension, metric)
         if len(self._spelt(name)) > _LONGEST:
             raise checks.invalid("collection.name", "is too long for Milvus: each of the characters . _ - counts twice")
-        return super().create(name, dimension, metric, exist_ok=exist_ok)
+        return super().create(name, dimension, metric, sparse_dimension=sparse_dimension, exist_ok=exist_ok)
 
     def _spelt(self, name: str) -> str:
         return self._prefix + re.sub(r"[._-]", lambda found: _SPELT[found[0]], name)

@@ -19,6 +19,7 @@ mod process;
 mod reranking;
 mod results;
 mod running;
+mod sparse;
 mod statistics;
 mod streaming;
 mod vector;

@@ -13,6 +13,7 @@ pub(crate) fn of_collection(py: Python<'_>, found: CollectionStatistics) -> PyRe
     fields.set_item("dimension", found.collection.dimension)?;
     fields.set_item("metric", found.collection.metric.as_str())?;
     fields.set_item("storage", found.collection.storage.as_str())?;
+    fields.set_item("sparse_dimension", found.collection.sparse_dimension)?;
     fields.set_item("points", found.points)?;
     fields.set_item("device_bytes", found.device_bytes)?;
     fields.set_item("disk_bytes", found.disk_bytes)?;

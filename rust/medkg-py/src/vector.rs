@@ -2,7 +2,8 @@
 
 use medkg_client::Service;
 use medkg_client::service::vector::{
-    CollectionInfo, Fetched, Hits, Metric, Points, RecallCheck, SearchRequest, Storage, Upserted,
+    CollectionInfo, Dimensions, Fetch, Fetched, Hits, Metric, Points, RankFusion, RecallCheck, SearchRequest, Storage,
+    Upserted,
 };
 use pyo3::IntoPyObjectExt as _;
 use pyo3::intern;
@@ -12,7 +13,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{arrays, config, filters, results, statistics};
+use crate::{arrays, config, filters, results, sparse, statistics};
 
 /// Vector search; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -38,8 +39,14 @@ impl AsyncVector {
     }
 }
 
-/// `k`, whether to return payloads, the filter, and the least score.
-type How<'py> = (u32, bool, Option<Bound<'py, PyAny>>, Option<f32>);
+/// `k`, whether to return payloads, the filter, the least score, and how two kinds of queries are fused.
+type How<'py> = (
+    u32,
+    bool,
+    Option<Bound<'py, PyAny>>,
+    Option<f32>,
+    Option<Bound<'py, PyAny>>,
+);
 
 fn arguments<'py>(py: Python<'py>, method: &'static str) -> Arguments<'py> {
     Arguments {
@@ -65,7 +72,7 @@ impl Vector {
         py: Python<'_>,
         call: CallTuple,
         name: String,
-        dimension: u32,
+        dimensions: (u32, u32),
         how: (String, String),
         exist_ok: bool,
     ) -> PyResult<Py<PyAny>> {
@@ -90,11 +97,13 @@ impl Vector {
                 return Err(arguments.invalid("storage", &what));
             }
         };
+        let (dense, sparse) = dimensions;
+        let dimensions = Dimensions { dense, sparse };
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move {
             client
                 .vector()
-                .create_collection(name, dimension, (metric, storage), exist_ok, &options)
+                .create_collection(name, dimensions, (metric, storage), exist_ok, &options)
                 .await
         };
         run(py, &process, self.mode, None, start, |py, info| {
@@ -140,15 +149,19 @@ impl Vector {
         call: CallTuple,
         name: String,
         ids: &Bound<'py, PyAny>,
-        vectors: &Bound<'py, PyAny>,
+        vectors: (Bound<'py, PyAny>, Option<Bound<'py, PyAny>>),
         payloads: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Py<PyAny>> {
         let arguments = arguments(py, "UpsertVectors");
         let options = arguments.call(call)?;
+        let (dense, sparse) = vectors;
         let points = Points {
             ids: arguments.strings("ids", ids)?,
-            vectors: arrays::matrix(arguments, "vectors", vectors, false)?,
+            vectors: arrays::matrix(arguments, "vectors", &dense, false)?,
             payloads: payloads.map(|payloads| to_json(arguments, payloads)).transpose()?,
+            sparse: sparse
+                .map(|sparse| sparse::matrix(arguments, "sparse", &sparse))
+                .transpose()?,
         };
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.vector().upsert(name, points, &options).await };
@@ -183,16 +196,22 @@ impl Vector {
         py: Python<'py>,
         call: CallTuple,
         name: String,
-        queries: &Bound<'py, PyAny>,
+        queries: Option<&Bound<'py, PyAny>>,
+        sparse: Option<&Bound<'py, PyAny>>,
         how: How<'py>,
     ) -> PyResult<Py<PyAny>> {
-        let (k, with_payload, filter, score_threshold) = how;
+        let (k, with_payload, filter, score_threshold, fusion) = how;
         let arguments = arguments(py, "SearchVectors");
         let options = arguments.call(call)?;
-        let queries = arrays::matrix(arguments, "queries", queries, true)?;
         let request = SearchRequest {
             collection: name,
-            queries,
+            queries: queries
+                .map(|queries| arrays::matrix(arguments, "queries", queries, true))
+                .transpose()?,
+            sparse: sparse
+                .map(|sparse| sparse::matrix(arguments, "sparse_queries", sparse))
+                .transpose()?,
+            fusion: fusion.map(|fusion| read_fusion(arguments, &fusion)).transpose()?,
             k,
             with_payload,
             filter: filter.map(|filter| filters::read(arguments, &filter)).transpose()?,
@@ -210,19 +229,19 @@ impl Vector {
         call: CallTuple,
         name: String,
         ids: &Bound<'py, PyAny>,
-        with_vectors: bool,
-        with_payload: bool,
+        wanted: (bool, bool, bool),
     ) -> PyResult<Py<PyAny>> {
         let arguments = arguments(py, "FetchVectors");
         let options = arguments.call(call)?;
         let ids = arguments.strings("ids", ids)?;
         let (process, client) = self.clients.client(py)?;
-        let start = move |_| async move {
-            client
-                .vector()
-                .fetch(name, ids, with_vectors, with_payload, &options)
-                .await
+        let (vectors, payloads, sparse) = wanted;
+        let wanted = Fetch {
+            vectors,
+            payloads,
+            sparse,
         };
+        let start = move |_| async move { client.vector().fetch(name, ids, wanted, &options).await };
         run(py, &process, self.mode, None, start, fetched)
     }
 
@@ -276,6 +295,29 @@ impl Vector {
     }
 }
 
+/// A `medkg.results.RankFusion`.
+fn read_fusion<'py>(arguments: Arguments<'py>, fusion: &Bound<'py, PyAny>) -> PyResult<RankFusion> {
+    let class = results::class(arguments.py, "RankFusion")?;
+    if !fusion.is_instance(&class)? {
+        let what = format!("is a {}; give a medkg.RankFusion", fusion.get_type().name()?);
+        return Err(arguments.invalid("fusion", &what));
+    }
+    let number = |name: &str| -> PyResult<Option<f64>> {
+        let value = fusion.getattr(name)?;
+        let wrong = |_| arguments.invalid(&format!("fusion.{name}"), "is no number; give one, or None");
+        value.extract().map_err(wrong)
+    };
+    Ok(RankFusion {
+        candidates: arguments.optional_count(
+            "fusion.candidates",
+            Some(&fusion.getattr("candidates")?).filter(|n| !n.is_none()),
+        )?,
+        rank_constant: number("rank_constant")?,
+        dense_weight: number("dense_weight")?,
+        sparse_weight: number("sparse_weight")?,
+    })
+}
+
 /// Payloads as JSON objects; None becomes an empty string, which the wire takes for "none".
 fn to_json(arguments: Arguments<'_>, payloads: &Bound<'_, PyAny>) -> PyResult<Vec<String>> {
     let py = arguments.py;
@@ -305,7 +347,14 @@ fn to_json(arguments: Arguments<'_>, payloads: &Bound<'_, PyAny>) -> PyResult<Ve
 
 fn collection(py: Python<'_>, info: CollectionInfo) -> PyResult<Bound<'_, PyAny>> {
     let (metric, storage) = (info.metric.as_str(), info.storage.as_str());
-    results::class(py, "CollectionInfo")?.call1((info.name, info.dimension, metric, storage, info.created))
+    results::class(py, "CollectionInfo")?.call1((
+        info.name,
+        info.dimension,
+        metric,
+        storage,
+        info.created,
+        info.sparse_dimension,
+    ))
 }
 
 fn hits(py: Python<'_>, answer: Hits) -> PyResult<Py<PyAny>> {
@@ -316,7 +365,16 @@ fn hits(py: Python<'_>, answer: Hits) -> PyResult<Py<PyAny>> {
         let list = PyList::empty(py);
         for hit in found {
             let payload = hit.payload.map(|payload| loads.call1((payload,))).transpose()?;
-            list.append(class.call1((hit.id, hit.score, payload))?)?;
+            let (dense, sparse) = (hit.dense, hit.sparse);
+            list.append(class.call1((
+                hit.id,
+                hit.score,
+                payload,
+                dense.map(|standing| standing.rank),
+                dense.map(|standing| standing.score),
+                sparse.map(|standing| standing.rank),
+                sparse.map(|standing| standing.score),
+            ))?)?;
         }
         all.append(list)?;
     }
@@ -333,6 +391,13 @@ fn fetched(py: Python<'_>, found: Fetched) -> PyResult<Py<PyAny>> {
             .map(|payload| payload.map(|payload| loads.call1((payload,))).transpose());
         loaded.collect::<PyResult<Vec<_>>>()
     });
-    let fields = (found.ids, vectors.transpose()?, payloads.transpose()?, found.missing);
+    let sparse = found.sparse.map(|sparse| sparse::rows(py, sparse)).transpose()?;
+    let fields = (
+        found.ids,
+        vectors.transpose()?,
+        payloads.transpose()?,
+        found.missing,
+        sparse,
+    );
     Ok(results::class(py, "FetchResult")?.call1(fields)?.unbind())
 }

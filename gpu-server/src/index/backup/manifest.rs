@@ -98,6 +98,7 @@ mod tests {
             tenant: "t".to_owned(),
             collection: "c".to_owned(),
             properties: Properties {
+                sparse_dimension: 0,
                 dimension: 3,
                 metric: Metric::L2,
                 storage: Storage::Bf16,

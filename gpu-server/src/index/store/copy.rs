@@ -30,6 +30,7 @@ impl Store {
                 vectors: floats(&part.vectors).collect(),
                 ids: part.ids,
                 payloads: part.payloads,
+                sparse: part.sparse,
             };
             copy.write(&part)?;
             each(bytes)
@@ -52,12 +53,19 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::store::{Metric, Properties, Storage};
+    use crate::index::sparse::Rows;
+    use crate::index::store::{Metric, Properties, Storage, Wanted};
 
     fn points(ids: std::ops::Range<u16>, value: f32) -> Points {
         Points {
             vectors: ids.clone().flat_map(|i| [f32::from(i), value]).collect(),
             payloads: ids.clone().map(|i| format!("{{\"n\":{i}}}")).collect(),
+            sparse: Rows::try_new(
+                ids.clone().map(|i| usize::from(i - ids.start) + 1).collect(),
+                ids.clone().map(u32::from).collect(),
+                vec![value; ids.len()],
+            )
+            .unwrap(),
             ids: ids.map(|i| format!("{i:05}")).collect(),
         }
     }
@@ -75,6 +83,7 @@ mod tests {
             dimension: 2,
             metric: Metric::L2,
             storage: Storage::F16,
+            sparse_dimension: 3_000,
         };
         let store = Store::create(&folder.path().join("a.redb"), properties).unwrap();
         store.write(&points(0..1_000, 1.0)).unwrap();
@@ -88,12 +97,18 @@ mod tests {
         let copy = Store::open_as(&staged, &named).unwrap();
         assert_eq!((copy.properties, &copy.path), (properties, &named));
         assert_eq!(ids_of(&copy), points(0..1_000, 1.0).ids);
+        let wanted = Wanted {
+            vectors: true,
+            payloads: true,
+            sparse: true,
+        };
         let all = copy
-            .fetch(points(0..1_000, 1.0).ids, true, true, usize::MAX)
+            .fetch(points(0..1_000, 1.0).ids, wanted, usize::MAX)
             .unwrap()
             .unwrap();
         assert!(floats(&all.vectors).skip(1).step_by(2).all(|value| value < 1.5));
         assert_eq!(all.payloads, points(0..1_000, 1.0).payloads);
+        assert_eq!(all.sparse, points(0..1_000, 1.0).sparse);
         copy.write(&points(0..1, 9.0)).unwrap();
         assert_eq!(ids_of(&store).len(), 2_000, "the first one is as it was");
     }
@@ -105,6 +120,7 @@ mod tests {
             dimension: 2,
             metric: Metric::L2,
             storage: Storage::F32,
+            sparse_dimension: 0,
         };
         let store = Store::create(&folder.path().join("a.redb"), properties).unwrap();
         store.write(&points(0..10, 1.0)).unwrap();

@@ -3,8 +3,9 @@
 
 use redb::{ReadableDatabase as _, ReadableTable as _};
 
-use super::{PAYLOADS, Store, VECTORS};
+use super::{PAYLOADS, Store, VECTORS, sparse};
 use crate::error::Error;
+use crate::index::sparse::Rows;
 
 /// Points that lie side by side.
 #[derive(Debug, Default)]
@@ -15,14 +16,16 @@ pub struct Part {
     pub vectors: Vec<u8>,
     /// One per id, "" for none; empty if they were not asked for.
     pub payloads: Vec<String>,
+    /// One row per id in a collection with sparse vectors; empty if payloads were not asked for.
+    pub sparse: Rows,
 }
 
 /// How to read.
 #[derive(Debug, Clone, Copy)]
 pub struct Scan {
-    /// Whether payloads are wanted.
+    /// Whether payloads and sparse vectors are wanted.
     pub payloads: bool,
-    /// A part ends with the point that makes it as large as this, ids and payloads included.
+    /// A part ends with the point that makes it as large as this, all that is read included.
     pub part_bytes: usize,
     /// A part has at most so many points.
     pub part_points: usize,
@@ -52,6 +55,7 @@ impl Store {
             }
             let vectors = transaction.open_table(VECTORS)?;
             let payloads = transaction.open_table(PAYLOADS)?;
+            let sparse = sparse::Table::open(&transaction, self.properties)?;
             let (mut part, mut bytes) = (Part::default(), 0);
             for entry in vectors.iter()? {
                 let (id, vector) = entry?;
@@ -65,6 +69,7 @@ impl Store {
                     let payload = payload.map_or_else(String::new, |payload| payload.value().to_owned());
                     bytes += payload.len();
                     part.payloads.push(payload);
+                    bytes += sparse.add(id, &mut part.sparse)?;
                 }
                 part.ids.push(id.to_owned());
                 part.vectors.extend_from_slice(vector);
@@ -104,6 +109,7 @@ mod tests {
             dimension: 2,
             metric: Metric::Dot,
             storage: Storage::F32,
+            sparse_dimension: 0,
         };
         Store::create(&folder.join("c.redb"), properties).unwrap()
     }
@@ -121,6 +127,7 @@ mod tests {
                     }
                 })
                 .collect(),
+            ..Points::default()
         }
     }
 

@@ -6,19 +6,19 @@
 
 mod filter;
 mod read;
+mod search;
+mod sparse;
 mod statistics;
 mod values;
 
 use std::collections::HashSet;
-use std::ops::Range;
 use std::sync::Arc;
 
 use medkg_proto::v1;
 use medkg_proto::v1::vector_service_client::VectorServiceClient as Stub;
 
-use super::Usage;
 use crate::batching;
-use crate::call::{Answer, Call, CallOptions, Caller, Method};
+use crate::call::{CallOptions, Caller, Method};
 use crate::error::ClientError;
 use crate::policy::classify::Service;
 
@@ -47,18 +47,16 @@ const DELETE: Method = Method {
     name: "DeleteVectors",
     idempotent: true,
 };
-const SEARCH: Method = Method {
-    name: "SearchVectors",
-    idempotent: true,
-};
 /// The wire's limits for one request.
 const MAX_IDS: usize = 65_536;
-const MAX_QUERIES: usize = 1_024;
 const ELEMENT: usize = size_of::<f32>();
 
 pub use filter::{Bounds, Filter, FilterValue, MAX_FILTER_DEPTH};
+pub use sparse::{RankFusion, SparseMatrix, SparseRows, Standing};
 pub use statistics::{CollectionStatistics, CollectionUsage, Latency, Recall, RecallCheck, TenantStatistics};
-pub use values::{CollectionInfo, Fetched, Hit, Hits, Matrix, Metric, Points, SearchRequest, Storage, Upserted};
+pub use values::{
+    CollectionInfo, Dimensions, Fetch, Fetched, Hit, Hits, Matrix, Metric, Points, SearchRequest, Storage, Upserted,
+};
 
 /// Calls `VectorService`.
 #[derive(Debug, Clone)]
@@ -75,7 +73,7 @@ impl VectorClient {
     pub async fn create_collection(
         &self,
         name: String,
-        dimension: u32,
+        dimensions: Dimensions,
         (metric, storage): (Metric, Storage),
         exist_ok: bool,
         options: &CallOptions,
@@ -95,9 +93,10 @@ impl VectorClient {
         let message = || v1::CreateCollectionRequest {
             collection: Some(v1::Collection {
                 name: name.clone(),
-                dimension,
+                dimension: dimensions.dense,
                 metric: metric.into(),
                 storage: storage.into(),
+                sparse_dimension: dimensions.sparse,
             }),
             exist_ok,
         };
@@ -157,7 +156,11 @@ impl VectorClient {
         check_points(&points).map_err(|error| call.sign(error))?;
         let config = self.caller.config.batch;
         let width = points.vectors.dimension * ELEMENT;
-        let size = |i: usize| width + points.ids[i].len() + points.payloads.as_ref().map_or(0, |p| p[i].len());
+        let size = |i: usize| {
+            let payload = points.payloads.as_ref().map_or(0, |payloads| payloads[i].len());
+            let sparse = points.sparse.as_ref().map_or(0, |sparse| sparse.size(i));
+            width + points.ids[i].len() + payload + sparse
+        };
         let ranges = batching::chunks((0..points.ids.len()).map(size), MAX_IDS, config.max_bytes);
         let mut total = Upserted::default();
         for range in ranges {
@@ -170,6 +173,7 @@ impl VectorClient {
                     .as_ref()
                     .map(|all| all[range.clone()].to_vec())
                     .unwrap_or_default(),
+                sparse: points.sparse.as_ref().map(|all| all.wire(range.clone())),
             };
             let send = |channel, request| async move {
                 Stub::new(channel)
@@ -178,8 +182,13 @@ impl VectorClient {
                     .map(tonic::Response::into_inner)
             };
             let answer = self.caller.request(&call, message, send).await;
-            let answer =
-                answer.map_err(|error| partly(error, &["ids", "vectors", "payloads"], range.start, "written"))?;
+            let answer = answer.map_err(|error| {
+                let error = match &points.sparse {
+                    Some(sparse) => sparse.shift(error, "sparse", range.start),
+                    None => error,
+                };
+                partly(error, &["ids", "vectors", "payloads"], range.start, "written")
+            })?;
             total.inserted += answer.message.inserted;
             total.replaced += answer.message.replaced;
         }
@@ -218,53 +227,6 @@ impl VectorClient {
         }
         Ok(deleted)
     }
-
-    /// The exact nearest points of any number of queries.
-    pub async fn search(&self, request: SearchRequest, options: &CallOptions) -> Result<Hits, ClientError> {
-        let call = self.caller.begin(SEARCH, options)?;
-        let rows = request.queries.rows;
-        if rows == 0 {
-            return Err(call.sign(invalid(SEARCH, "queries", "is empty; give at least one query")));
-        }
-        let config = self.caller.config.batch;
-        let width = request.queries.dimension * ELEMENT;
-        let ranges = batching::chunks(std::iter::repeat_n(width, rows), MAX_QUERIES, config.max_bytes);
-        let mut all = Hits {
-            hits: vec![Vec::new(); rows],
-            usage: Usage::default(),
-        };
-        let result = batching::run(
-            ranges,
-            config,
-            "queries",
-            self.caller.needs_probe(),
-            |range| self.search_range(&call, &request, range),
-            |range, answer| add_hits(&mut all, range, answer),
-        );
-        result.await.map_err(|error| call.sign(error))?;
-        Ok(all)
-    }
-
-    async fn search_range(
-        &self,
-        call: &Call,
-        request: &SearchRequest,
-        range: Range<usize>,
-    ) -> Result<Answer<v1::SearchVectorsResponse>, ClientError> {
-        let message = || v1::SearchVectorsRequest {
-            collection: request.collection.clone(),
-            queries: Some(request.queries.tensor(range.clone())),
-            k: request.k,
-            with_payload: request.with_payload,
-            filter: request.filter.clone().map(Into::into),
-            score_threshold: request.score_threshold,
-        };
-        let send = |channel, request| async move {
-            let mut stub = Stub::new(channel).max_decoding_message_size(medkg_proto::MAX_MESSAGE_BYTES);
-            stub.search_vectors(request).await.map(tonic::Response::into_inner)
-        };
-        self.caller.request(call, message, send).await
-    }
 }
 
 fn invalid(method: Method, field: &str, description: &str) -> ClientError {
@@ -293,6 +255,7 @@ fn collection(found: Option<v1::Collection>, created: bool) -> Option<Collection
         storage,
         name: found.name,
         dimension: found.dimension,
+        sparse_dimension: found.sparse_dimension,
         metric,
         created,
     })
@@ -314,6 +277,13 @@ fn check_points(points: &Points) -> Result<(), ClientError> {
             payloads.len()
         );
         return Err(invalid(UPSERT, "payloads", &what));
+    }
+    if let Some(sparse) = points.sparse.as_ref().filter(|sparse| sparse.rows() != count) {
+        let what = format!(
+            "has {} rows for {count} ids; give one each, or none at all",
+            sparse.rows()
+        );
+        return Err(invalid(UPSERT, "sparse", &what));
     }
     let mut seen = HashSet::with_capacity(count);
     match points.ids.iter().position(|id| !seen.insert(id)) {
@@ -339,28 +309,6 @@ fn partly(error: ClientError, lists: &[&str], start: usize, done: &str) -> Clien
     })
 }
 
-fn add_hits(all: &mut Hits, range: Range<usize>, answer: Answer<v1::SearchVectorsResponse>) -> Result<(), ClientError> {
-    let Answer { message, retries } = answer;
-    if message.hits.len() != range.len() {
-        let what = format!(
-            "{} queries were answered with {} lists",
-            range.len(),
-            message.hits.len()
-        );
-        return Err(broken(SEARCH, what));
-    }
-    for (index, found) in range.zip(message.hits) {
-        let plain = |point: v1::ScoredPoint| Hit {
-            id: point.id,
-            score: point.score,
-            payload: Some(point.payload).filter(|payload| !payload.is_empty()),
-        };
-        all.hits[index] = found.points.into_iter().map(plain).collect();
-    }
-    all.usage.add(message.usage, retries);
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -374,6 +322,7 @@ mod tests {
             ids: ids.iter().map(ToString::to_string).collect(),
             vectors,
             payloads: None,
+            sparse: None,
         }
     }
 
@@ -407,6 +356,9 @@ mod tests {
         assert_eq!(check_points(&wrong).unwrap_err().field_violations[0].field, "payloads");
         wrong.ids.pop();
         assert_eq!(check_points(&wrong).unwrap_err().field_violations[0].field, "vectors");
+        let mut wrong = points(&["a", "b"]);
+        wrong.sparse = Some(SparseMatrix::try_new(vec![0, 0], Vec::new(), Bytes::new()).unwrap());
+        assert_eq!(check_points(&wrong).unwrap_err().field_violations[0].field, "sparse");
     }
 
     #[test]

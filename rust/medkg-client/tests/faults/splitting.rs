@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use medkg_client::service::embedding::{EmbedRequest, Vectors};
 use medkg_client::service::reranking::{Query, RerankOptions};
-use medkg_client::service::vector::{Matrix, Points, SearchRequest};
+use medkg_client::service::vector::{Matrix, Points, SearchRequest, SparseMatrix};
 use medkg_client::{CallOptions, ClientOptions, ErrorKind};
 use medkg_proto::v1;
 use medkg_testkit::{Behaviour, ScriptedServer};
@@ -277,6 +277,7 @@ async fn writes_are_split_in_order_and_a_failure_says_how_far_they_got() {
         ids: ids.clone(),
         vectors,
         payloads: None,
+        sparse: None,
     };
     let error = client
         .vector()
@@ -291,6 +292,61 @@ async fn writes_are_split_in_order_and_a_failure_says_how_far_they_got() {
 }
 
 #[tokio::test]
+async fn a_point_and_its_sparse_vector_are_in_one_request() {
+    let server = ScriptedServer::start();
+    let answer = |request: v1::UpsertVectorsRequest| v1::UpsertVectorsResponse {
+        inserted: request.ids.len() as u64,
+        replaced: 0,
+    };
+    server.next(UPSERT, Behaviour::reply(answer));
+    server.next(UPSERT, Behaviour::reply(answer));
+    let refused = Behaviour::fail(Code::InvalidArgument, "INVALID_FIELD", "sparse.indices[2] is 9");
+    server.always(UPSERT, refused.field("sparse.indices[2]", "is 9"));
+    // A float, an id of 2 bytes and up to 9 bytes for each of two terms: 29 bytes a point, so three points in 100 bytes.
+    let client = client(&ClientOptions {
+        max_batch_bytes: Some(100),
+        ..options(&[server.uri()])
+    });
+    let count = 8_u32;
+    let weights: Vec<u8> = (0..2 * count)
+        .flat_map(|at| f32::from(u16::try_from(at).unwrap()).to_le_bytes())
+        .collect();
+    let offsets = (0..=count as usize).map(|row| 2 * row).collect();
+    let points = Points {
+        ids: (10..10 + count).map(|id| id.to_string()).collect(),
+        vectors: Matrix::try_new(vec![0; 8 * 4].into(), 8, 1).unwrap(),
+        payloads: None,
+        sparse: Some(SparseMatrix::try_new(offsets, (0..2 * count).collect(), weights.into()).unwrap()),
+    };
+    let error = client
+        .vector()
+        .upsert("c".into(), points, &CallOptions::default())
+        .await
+        .unwrap_err();
+    let calls: Vec<v1::UpsertVectorsRequest> = server.calls().iter().map(medkg_testkit::Call::message).collect();
+    assert_eq!(calls.iter().map(|call| call.ids.len()).collect::<Vec<_>>(), [3, 3, 2]);
+    for call in &calls {
+        let sparse = call.sparse.as_ref().unwrap();
+        assert_eq!(
+            sparse.offsets,
+            (0..=u32::try_from(call.ids.len()).unwrap())
+                .map(|row| 2 * row)
+                .collect::<Vec<_>>()
+        );
+        // The id of a point says which terms are its own.
+        let first = 2 * (call.ids[0].parse::<u32>().unwrap() - 10);
+        assert_eq!(sparse.indices[0], first);
+        assert_eq!(
+            sparse.weights[..4],
+            f32::from(u16::try_from(first).unwrap()).to_le_bytes()
+        );
+        assert_eq!(sparse.weights.len(), 4 * sparse.indices.len());
+    }
+    assert_eq!(error.field_violations[0].field, "sparse.indices[14]");
+    assert_eq!(error.message, "sparse.indices[14] is 9; the first 6 points are written");
+}
+
+#[tokio::test]
 async fn search_queries_are_split_and_put_together_in_order() {
     let server = ScriptedServer::start();
     server.always(
@@ -300,7 +356,7 @@ async fn search_queries_are_split_and_put_together_in_order() {
             let hit = |bytes: &[u8]| v1::ScoredPoint {
                 id: "a".into(),
                 score: f32::from_le_bytes(bytes.try_into().unwrap()),
-                payload: String::new(),
+                ..v1::ScoredPoint::default()
             };
             let hits = data
                 .chunks(4)
@@ -316,7 +372,9 @@ async fn search_queries_are_split_and_put_together_in_order() {
     let queries = Matrix::try_new(data.into(), usize::from(rows), 1).unwrap();
     let request = SearchRequest {
         collection: "c".into(),
-        queries,
+        queries: Some(queries),
+        sparse: None,
+        fusion: None,
         k: 1,
         with_payload: true,
         filter: None,

@@ -3354,6 +3354,24 @@ pub struct Collection {
     /// memory, and scores are those of the rounded vectors, summed in f32. On disk they stay as they were written.
     #[prost(enumeration = "DataType", tag = "4")]
     pub storage: i32,
+    /// Elements of the sparse vectors that points may have beside the dense one, e.g. 30,522 for a SPLADE model over BERT's
+    /// vocabulary; 1 to 2,147,483,647. 0: points have none.
+    #[prost(uint32, tag = "5")]
+    pub sparse_dimension: u32,
+}
+/// Sparse vectors as compressed sparse rows (the CSR format of scipy.sparse), as GenerateSparseEmbeddings answers with them.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct SparseVectors {
+    /// Row i lies at offsets\[i\] up to, not including, offsets\[i + 1\] of the two lists below; rows + 1 values, the first one 0.
+    /// A row has at most 4,096 terms; one without terms is no sparse vector.
+    #[prost(uint32, repeated, tag = "1")]
+    pub offsets: ::prost::alloc::vec::Vec<u32>,
+    /// Ascending within a row, below the collection's sparse_dimension.
+    #[prost(uint32, repeated, tag = "2")]
+    pub indices: ::prost::alloc::vec::Vec<u32>,
+    /// The weight of each: little-endian f32, finite, not 0, of a magnitude of at most 1e15.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub weights: ::prost::bytes::Bytes,
 }
 /// Asks for a new collection.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3361,7 +3379,7 @@ pub struct CreateCollectionRequest {
     /// What to make.
     #[prost(message, optional, tag = "1")]
     pub collection: ::core::option::Option<Collection>,
-    /// If true, a collection of the same dimension, metric and storage is accepted as it is.
+    /// If true, a collection of the same dimension, metric, storage and sparse_dimension is accepted as it is.
     #[prost(bool, tag = "2")]
     pub exist_ok: bool,
 }
@@ -3414,6 +3432,9 @@ pub struct UpsertVectorsRequest {
     /// Empty, or one per id: a JSON object as UTF-8 text, at most 64 KiB; "" means none.
     #[prost(string, repeated, tag = "4")]
     pub payloads: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Absent, or one row per id, in a collection with a sparse_dimension. A point without one loses the one that it had.
+    #[prost(message, optional, tag = "5")]
+    pub sparse: ::core::option::Option<SparseVectors>,
 }
 /// The points are on disk and can be found.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3448,7 +3469,7 @@ pub struct SearchVectorsRequest {
     /// The collection's name.
     #[prost(string, tag = "1")]
     pub collection: ::prost::alloc::string::String,
-    /// Shape \[queries, dimension\], DATA_TYPE_F32, 1 to 1,024 queries.
+    /// Shape \[queries, dimension\], DATA_TYPE_F32, 1 to 1,024 queries. Absent: only sparse vectors are searched.
     #[prost(message, optional, tag = "2")]
     pub queries: ::core::option::Option<Tensor>,
     /// Points to return for each query, 1 to 10,000; at most 200,000 over all queries.
@@ -3461,9 +3482,33 @@ pub struct SearchVectorsRequest {
     #[prost(message, optional, tag = "5")]
     pub filter: ::core::option::Option<Filter>,
     /// Only points with at least this score are returned. Under METRIC_L2 scores are minus the distance: -2 returns points
-    /// at a distance of at most 2, and a value above 0 is refused.
+    /// at a distance of at most 2, and a value above 0 is refused. With both kinds of queries it is the fused score.
     #[prost(float, optional, tag = "6")]
     pub score_threshold: ::core::option::Option<f32>,
+    /// One row per query. Alone, it finds the points with the largest inner product; points that share no term with a query are
+    /// not found. With `queries`, row i belongs to queries\[i\], and what both find is fused.
+    #[prost(message, optional, tag = "7")]
+    pub sparse_queries: ::core::option::Option<SparseVectors>,
+    /// How the two are fused; only where both are there. Absent: the defaults.
+    #[prost(message, optional, tag = "8")]
+    pub fusion: ::core::option::Option<RankFusion>,
+}
+/// Reciprocal-rank fusion (Cormack, Clarke and Büttcher, SIGIR 2009): each of the two searches hands on its best points, and
+/// a point's score is the sum of weight / (rank_constant + rank) over those that found it; ranks begin with 1.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct RankFusion {
+    /// Points that each search hands on, k to 10,000; at most 200,000 over all queries. Absent: the larger of k and 100.
+    #[prost(uint32, optional, tag = "1")]
+    pub candidates: ::core::option::Option<u32>,
+    /// 0 to 10,000; the larger it is, the less the first ranks stand out. Absent: 60.
+    #[prost(double, optional, tag = "2")]
+    pub rank_constant: ::core::option::Option<f64>,
+    /// Above 0, at most 1,000. Absent: 1.
+    #[prost(double, optional, tag = "3")]
+    pub dense_weight: ::core::option::Option<f64>,
+    /// Above 0, at most 1,000. Absent: 1.
+    #[prost(double, optional, tag = "4")]
+    pub sparse_weight: ::core::option::Option<f64>,
 }
 /// Which points are meant, by their payloads. At most 32 deep and 256 conditions, over at most 16 fields.
 ///
@@ -3595,12 +3640,15 @@ pub struct FetchVectorsRequest {
     /// 1 to 65,536 ids.
     #[prost(string, repeated, tag = "2")]
     pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// If true, the answer has the vectors. Vectors and payloads together are at most 24 MiB.
+    /// If true, the answer has the vectors. Vectors, payloads and sparse vectors together are at most 24 MiB.
     #[prost(bool, tag = "3")]
     pub with_vectors: bool,
     /// If true, the answer has the payloads.
     #[prost(bool, tag = "4")]
     pub with_payload: bool,
+    /// If true, the answer has the sparse vectors; refused in a collection without a sparse_dimension.
+    #[prost(bool, tag = "5")]
+    pub with_sparse: bool,
 }
 /// The points that are there, in the order asked for.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3617,6 +3665,9 @@ pub struct FetchVectorsResponse {
     /// Ids that are not in the collection, in the order asked for.
     #[prost(string, repeated, tag = "4")]
     pub missing: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// One row per id, as they were written; unset if not asked for.
+    #[prost(message, optional, tag = "5")]
+    pub sparse: ::core::option::Option<SparseVectors>,
 }
 /// Points to count.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3641,14 +3692,27 @@ pub struct ScoredPoint {
     /// Its id.
     #[prost(string, tag = "1")]
     pub id: ::prost::alloc::string::String,
-    /// Larger is nearer; see Metric.
+    /// Larger is nearer; see Metric. The inner product of a sparse search, and the fused score of a search by both.
     #[prost(float, tag = "2")]
     pub score: f32,
     /// Its payload as JSON text; "" if it has none or none was asked for.
     #[prost(string, tag = "3")]
     pub payload: ::prost::alloc::string::String,
+    /// Search by both only: where the dense search has it, from 1, and its score there; unset if that did not hand it on.
+    #[prost(uint32, optional, tag = "4")]
+    pub dense_rank: ::core::option::Option<u32>,
+    /// See dense_rank.
+    #[prost(float, optional, tag = "5")]
+    pub dense_score: ::core::option::Option<f32>,
+    /// Search by both only: where the sparse search has it, from 1, and its score there; unset if that did not hand it on.
+    #[prost(uint32, optional, tag = "6")]
+    pub sparse_rank: ::core::option::Option<u32>,
+    /// See sparse_rank.
+    #[prost(float, optional, tag = "7")]
+    pub sparse_score: ::core::option::Option<f32>,
 }
-/// The nearest points of one query, best first; equal scores are ordered by id.
+/// The nearest points of one query, best first; equal scores are ordered by id. Inner products and fused scores are compared
+/// in float64, before they are rounded to what is told.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct SearchHits {
     /// min(k, points that match the filter and reach the threshold) of them.
@@ -3857,7 +3921,7 @@ pub mod vector_service_client {
     )]
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
-    /// Exact nearest-neighbour search over named collections. A collection belongs to the call's tenant; another tenant's
+    /// Exact nearest-neighbour search over named collections, by dense vectors, by sparse ones, or by both. A collection belongs to the call's tenant; another tenant's
     /// collections do not exist for it (NOT_FOUND + COLLECTION_NOT_FOUND).
     ///
     /// A write is acknowledged after it is on disk. Errors: INVALID_ARGUMENT (wrong dimension, NaN or infinity, a zero vector
@@ -4118,7 +4182,8 @@ pub mod vector_service_client {
                 .insert(GrpcMethod::new("medkg.v1.VectorService", "CountVectors"));
             self.inner.unary(req, path, codec).await
         }
-        /// The exact k nearest points of each query, of all or of those that match a filter.
+        /// The exact k nearest points of each query, of all or of those that match a filter: by dense vectors, by sparse ones, or
+        /// by both, joined by reciprocal-rank fusion.
         pub async fn search_vectors(
             &mut self,
             request: impl tonic::IntoRequest<super::SearchVectorsRequest>,
@@ -4294,7 +4359,8 @@ pub mod vector_service_server {
             tonic::Response<super::CountVectorsResponse>,
             tonic::Status,
         >;
-        /// The exact k nearest points of each query, of all or of those that match a filter.
+        /// The exact k nearest points of each query, of all or of those that match a filter: by dense vectors, by sparse ones, or
+        /// by both, joined by reciprocal-rank fusion.
         async fn search_vectors(
             &self,
             request: tonic::Request<super::SearchVectorsRequest>,
@@ -4328,7 +4394,7 @@ pub mod vector_service_server {
             tonic::Status,
         >;
     }
-    /// Exact nearest-neighbour search over named collections. A collection belongs to the call's tenant; another tenant's
+    /// Exact nearest-neighbour search over named collections, by dense vectors, by sparse ones, or by both. A collection belongs to the call's tenant; another tenant's
     /// collections do not exist for it (NOT_FOUND + COLLECTION_NOT_FOUND).
     ///
     /// A write is acknowledged after it is on disk. Errors: INVALID_ARGUMENT (wrong dimension, NaN or infinity, a zero vector

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use medkg_proto::v1;
 
-use super::{ELEMENT, Fetched, Filter, Stub, VectorClient, broken, invalid};
+use super::{ELEMENT, Fetch, Fetched, Filter, SparseRows, Stub, VectorClient, broken, invalid};
 use crate::batching;
 use crate::call::{Answer, CallOptions, Method};
 use crate::error::ClientError;
@@ -20,6 +20,8 @@ const COUNT: Method = Method {
 };
 /// As many as fit into an answer of 24 MiB, whatever they have: 32 KiB of vector and 64 KiB of payload each.
 const MAX_FETCHED: usize = 256;
+/// The same with 32 KiB of sparse vector beside them.
+const MAX_FETCHED_WITH_SPARSE: usize = 192;
 
 impl VectorClient {
     /// The points of any number of ids. The requests of many ids are sent side by side.
@@ -27,8 +29,7 @@ impl VectorClient {
         &self,
         collection: String,
         ids: Vec<String>,
-        with_vectors: bool,
-        with_payload: bool,
+        wanted: Fetch,
         options: &CallOptions,
     ) -> Result<Fetched, ClientError> {
         let call = self.caller.begin(FETCH, options)?;
@@ -36,15 +37,21 @@ impl VectorClient {
             return Err(call.sign(invalid(FETCH, "ids", "is empty; give at least one id")));
         }
         let config = self.caller.config.batch;
-        let ranges = batching::chunks(ids.iter().map(String::len), MAX_FETCHED, config.max_bytes);
+        let most = if wanted.sparse {
+            MAX_FETCHED_WITH_SPARSE
+        } else {
+            MAX_FETCHED
+        };
+        let ranges = batching::chunks(ids.iter().map(String::len), most, config.max_bytes);
         let mut parts = Vec::with_capacity(ranges.len());
         let (asked, of, own) = (&ids, &collection, &call);
         let request = |range: Range<usize>| async move {
             let message = || v1::FetchVectorsRequest {
                 collection: of.clone(),
                 ids: asked[range.clone()].to_vec(),
-                with_vectors,
-                with_payload,
+                with_vectors: wanted.vectors,
+                with_payload: wanted.payloads,
+                with_sparse: wanted.sparse,
             };
             let send = |channel, request| async move {
                 let mut stub = Stub::new(channel).max_decoding_message_size(medkg_proto::MAX_MESSAGE_BYTES);
@@ -67,7 +74,7 @@ impl VectorClient {
         result.await.map_err(|error| call.sign(error))?;
         parts.sort_by_key(|(start, _)| *start);
         let parts = parts.into_iter().map(|(_, part)| part);
-        join(parts, with_vectors, with_payload).map_err(|error| call.sign(error))
+        join(parts, wanted).map_err(|error| call.sign(error))
     }
 
     /// How many points there are, or how many match.
@@ -92,14 +99,11 @@ impl VectorClient {
     }
 }
 
-fn join(
-    parts: impl Iterator<Item = v1::FetchVectorsResponse>,
-    with_vectors: bool,
-    with_payload: bool,
-) -> Result<Fetched, ClientError> {
+fn join(parts: impl Iterator<Item = v1::FetchVectorsResponse>, wanted: Fetch) -> Result<Fetched, ClientError> {
     let mut all = Fetched {
-        vectors: with_vectors.then(Vec::new),
-        payloads: with_payload.then(Vec::new),
+        vectors: wanted.vectors.then(Vec::new),
+        payloads: wanted.payloads.then(Vec::new),
+        sparse: wanted.sparse.then(SparseRows::default),
         ..Fetched::default()
     };
     for part in parts {
@@ -126,13 +130,16 @@ fn join(
                     .map(|text| Some(text).filter(|text| !text.is_empty())),
             );
         }
+        if let Some(sparse) = &mut all.sparse {
+            sparse.extend(part.sparse, found).map_err(|what| broken(FETCH, what))?;
+        }
         all.ids.extend(part.ids);
         all.missing.extend(part.missing);
     }
     Ok(all)
 }
 
-fn floats(bytes: &Bytes) -> impl Iterator<Item = f32> + '_ {
+pub(super) fn floats(bytes: &Bytes) -> impl Iterator<Item = f32> + '_ {
     bytes
         .chunks_exact(ELEMENT)
         .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
@@ -158,13 +165,20 @@ mod tests {
             vectors: Some(tensor),
             payloads: payloads.iter().map(ToString::to_string).collect(),
             missing: vec!["no".to_owned()],
+            sparse: None,
         }
     }
+
+    const BOTH: Fetch = Fetch {
+        vectors: true,
+        payloads: true,
+        sparse: false,
+    };
 
     #[test]
     fn parts_are_joined_in_order() {
         let parts = [part(&["b"], &[1.0, 2.0], &["{}"]), part(&["a"], &[3.0, 4.0], &[""])];
-        let all = join(parts.into_iter(), true, true).unwrap();
+        let all = join(parts.into_iter(), BOTH).unwrap();
         assert_eq!(
             (all.ids, all.missing),
             (vec!["b".into(), "a".into()], vec!["no".into(), "no".into()])
@@ -176,8 +190,8 @@ mod tests {
     #[test]
     fn what_does_not_belong_to_the_ids_is_a_broken_answer() {
         let short = part(&["a", "b"], &[1.0, 2.0], &["", ""]);
-        assert!(join([short].into_iter(), true, true).is_err());
+        assert!(join([short].into_iter(), BOTH).is_err());
         let few = part(&["a", "b"], &[1.0; 4], &[""]);
-        assert!(join([few].into_iter(), true, true).is_err());
+        assert!(join([few].into_iter(), BOTH).is_err());
     }
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use medkg_proto::v1;
 
-use super::{ELEMENT, Filter};
+use super::{ELEMENT, Filter, RankFusion, SparseMatrix, SparseRows, Standing};
 use crate::service::Usage;
 
 /// How near two vectors are.
@@ -55,6 +55,15 @@ impl Storage {
     }
 }
 
+/// Elements of the vectors of a new collection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dimensions {
+    /// Of each dense vector.
+    pub dense: u32,
+    /// Of each sparse vector; 0 for none.
+    pub sparse: u32,
+}
+
 /// A collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -67,6 +76,8 @@ pub struct CollectionInfo {
     pub metric: Metric,
     /// Element type on the device.
     pub storage: Storage,
+    /// Elements of every sparse vector; 0 for none.
+    pub sparse_dimension: u32,
     /// True if this call made it.
     pub created: bool,
 }
@@ -112,6 +123,8 @@ pub struct Points {
     pub vectors: Matrix,
     /// None, or one JSON object per id; an empty string means none.
     pub payloads: Option<Vec<String>>,
+    /// None, or one sparse vector per id; a row without terms means none.
+    pub sparse: Option<SparseMatrix>,
 }
 
 /// What a write did.
@@ -128,8 +141,12 @@ pub struct Upserted {
 pub struct SearchRequest {
     /// The collection.
     pub collection: String,
-    /// The queries.
-    pub queries: Matrix,
+    /// The dense queries; None means that only sparse vectors are searched.
+    pub queries: Option<Matrix>,
+    /// The sparse queries, one for each dense one where there are both.
+    pub sparse: Option<SparseMatrix>,
+    /// How the two are fused; None means the server's defaults.
+    pub fusion: Option<RankFusion>,
     /// Points to return for each.
     pub k: u32,
     /// Whether to return payloads.
@@ -138,6 +155,17 @@ pub struct SearchRequest {
     pub filter: Option<Filter>,
     /// Points below this score are left out; None means that none is.
     pub score_threshold: Option<f32>,
+}
+
+/// What to fetch of a point beside its id.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fetch {
+    /// Its vector.
+    pub vectors: bool,
+    /// Its payload.
+    pub payloads: bool,
+    /// Its sparse vector.
+    pub sparse: bool,
 }
 
 /// The points of some ids.
@@ -150,6 +178,8 @@ pub struct Fetched {
     pub vectors: Option<Vec<f32>>,
     /// One per id as JSON, None where there is none; None if not asked for.
     pub payloads: Option<Vec<Option<String>>>,
+    /// Their sparse vectors; None if not asked for.
+    pub sparse: Option<SparseRows>,
     /// Those that are not there, in the order asked for.
     pub missing: Vec<String>,
 }
@@ -161,6 +191,10 @@ pub struct Hit {
     pub id: String,
     /// Larger is nearer.
     pub score: f32,
+    /// Where the dense search has it; None if it was not fused with a sparse one, or did not find it.
+    pub dense: Option<Standing>,
+    /// Where the sparse search has it; None if it was not fused with a dense one, or did not find it.
+    pub sparse: Option<Standing>,
     /// Its payload as JSON; None if it has none or none was asked for.
     pub payload: Option<String>,
 }
