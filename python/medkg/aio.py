@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from medkg.base import Client, NativeT, configure
 from medkg.call_context import resolve
 from medkg.client import native
+from medkg.exporting import AsyncVectorExport
 from medkg.streaming import async_answers
 from medkg.watching import AsyncStatusWatch
 
@@ -312,6 +313,10 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
     async def statistics(self, name: str, **call: Unpack[CallOptions]) -> CollectionStatistics:
         """As :meth:`medkg.VectorClient.statistics`."""
         return await self._native.statistics(resolve(**call), name)
+
+    async def export(self, name: str, **call: Unpack[CallOptions]) -> AsyncVectorExport:
+        """As :meth:`medkg.VectorClient.export`, for ``async with`` and ``async for``."""
+        return AsyncVectorExport(await self._native.export(resolve(**call), name))
 
     async def tenant_statistics(self, **call: Unpack[CallOptions]) -> TenantStatistics:
         """As :meth:`medkg.VectorClient.tenant_statistics`."""

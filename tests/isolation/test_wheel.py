@@ -171,6 +171,7 @@ print(json.dumps([evidence.of_this_process(), shape, asyncio.run(twice())]))
             ("dagster", "import medkg.dagster"),
             ("lance", "from medkg.vectors import LanceStore"),
             ("milvus", "from medkg.vectors import MilvusStore"),
+            ("arrow", "from medkg.vectors.arrow import load; load()"),
             ("dagster", "from medkg.dagster import GpuServicesResource"),
             ("chunking", "from medkg.chunking import Chunker"),
             ("chunking", "from medkg.chunking import load_document; load_document(__import__('sys').argv[1])"),

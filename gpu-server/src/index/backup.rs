@@ -159,7 +159,7 @@ fn copy(partial: &Partial, handle: &Handle, at: &At<'_>) -> Result<Copied, Error
     let collection = handle.open()?;
     let path = partial.file(at.tenant, at.collection)?;
     let points = collection.copy_to(&path, |bytes| at.tell(bytes, false))?;
-    let (bytes, sha256) = folder::hash(&path, |_| at.tell(0, false))?;
+    let (bytes, sha256) = folder::hash(&path, |bytes| at.tell(bytes, false))?;
     at.tell(bytes, true)?;
     Ok(Copied {
         tenant: at.tenant.to_owned(),

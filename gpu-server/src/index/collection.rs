@@ -1,19 +1,18 @@
 //! One collection: its file, its view, and the order in which they change.
 
+mod whole;
+
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
-
-use tokio::sync::oneshot;
 
 use super::ask::{Ask, Hit, Queries};
 use super::blocking;
 use super::columns::{self, Read};
 use super::filter::{Cell, Field, Filter};
-use super::recall::{self, Check, Limit, Recall};
 use super::sparse::Rows;
 use super::store::{Fetched, Points, Properties, Store, Wanted};
 use super::usage::Usage;
@@ -59,9 +58,6 @@ struct Shared {
     points: AtomicUsize,
     usage: Usage,
 }
-
-/// Queries that are searched at once by a check: batches of other calls go between them.
-const CHECKED_AT_ONCE: usize = 16;
 
 /// The nearest points of one query, with their payloads ("" for none) if they were asked for.
 pub type Found = Vec<(Hit, String)>;
@@ -211,72 +207,6 @@ impl Collection {
         &self.shared.usage
     }
 
-    /// Compares what search returns with the exact nearest points in float64.
-    ///
-    /// # Errors
-    /// [`Error::DeadlineExpired`], [`Error::CollectionNotFound`] once it is dropped, [`Error::Internal`] naming the file, or a
-    /// device error.
-    pub async fn check_recall(&self, check: Check, deadline: Option<Instant>) -> Result<Recall, Error> {
-        self.shared.check_open()?;
-        let (limit, _waiting) = Limit::new(deadline);
-        let (reader, own) = (Arc::clone(&self.shared), limit.clone());
-        let sample = Arc::new(blocking(move || recall::draw(&reader.store, check, &own)).await?);
-        // Held until the searches have answered: the file's state that is compared is the one that the view shows.
-        let no_write_runs = self.shared.writing.lock().await;
-        self.shared.check_open()?;
-        self.shared.refresh().await?;
-        let (fixed, is_fixed) = oneshot::channel();
-        let (answer, answered) = oneshot::channel();
-        let (reader, own, drawn) = (Arc::clone(&self.shared), limit.clone(), Arc::clone(&sample));
-        let comparing = blocking(move || {
-            recall::compare(&reader.store, check, &drawn, &own, || {
-                let _ = fixed.send(());
-                // Nobody answers if a search failed, and then nobody waits for this one either.
-                answered.blocking_recv().map_err(Error::internal)
-            })
-        });
-        let searching = async {
-            if is_fixed.await.is_ok() {
-                let _ = answer.send(self.search_sample(&sample, check, &limit).await?);
-            }
-            drop(no_write_runs);
-            Ok::<(), Error>(())
-        };
-        let (searched, compared) = tokio::join!(searching, comparing);
-        searched?;
-        compared
-    }
-
-    /// What search returns for each of the sample, as a caller would get it.
-    async fn search_sample(
-        &self,
-        sample: &recall::Sample,
-        check: Check,
-        limit: &Limit,
-    ) -> Result<Vec<recall::Returned>, Error> {
-        let mut lists = Vec::with_capacity(sample.ids.len());
-        for queries in sample.vectors.chunks(CHECKED_AT_ONCE * self.properties.dimension) {
-            limit.check()?;
-            let ask = Ask {
-                queries: Queries::Dense(queries.to_vec()),
-                k: check.k,
-                filter: None,
-                threshold: None,
-            };
-            let found = self
-                .shared
-                .on_view(&Arc::new(move |view: &mut View| view.search(&ask)))
-                .await?;
-            let found = found.ok_or_else(|| Error::internal("a search without a filter waits for columns"))?;
-            lists.extend(
-                found
-                    .into_iter()
-                    .map(|hits| hits.into_iter().map(|hit| hit.id).collect()),
-            );
-        }
-        Ok(lists)
-    }
-
     /// Ends it: waits for the running write, refuses all later calls, frees the view.
     ///
     /// # Errors
@@ -292,16 +222,6 @@ impl Collection {
                 Ok(())
             })
             .await
-    }
-
-    /// Writes all points as they are now into a new file; how many there were. `each` hears of the bytes that were copied so
-    /// far, and ends it by returning an error.
-    ///
-    /// # Errors
-    /// What [`Store::copy_to`] says.
-    pub fn copy_to(&self, path: &Path, each: impl FnMut(u64) -> Result<(), Error>) -> Result<u64, Error> {
-        self.shared.check_open()?;
-        self.shared.store.copy_to(path, each)
     }
 
     /// Lets the running write end and no other one begin, as long as what is returned is kept.

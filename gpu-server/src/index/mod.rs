@@ -261,6 +261,11 @@ pub struct Handle {
 }
 
 impl Handle {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// The collection.
     ///
     /// # Errors

@@ -4,7 +4,7 @@
 //! They use the generated stub as it is: an operator asks once, sees what happens, and decides himself whether to ask again.
 
 use std::io::Write as _;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use medkg_proto::v1;
 use medkg_proto::v1::backup_service_client::BackupServiceClient as Stub;
@@ -21,6 +21,9 @@ use crate::config::operator::{Command, Server, Target};
 const CONNECT: Duration = Duration::from_secs(10);
 /// A server that does not answer a ping for this long is gone.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Progress within a collection is shown as often as this.
+const SHOWN_EVERY: Duration = Duration::from_secs(1);
 
 /// How a command ended: what to write, and the exit code (sysexits, and what a shell says of SIGINT).
 #[derive(Debug)]
@@ -181,11 +184,15 @@ async fn follow<M>(
     done: &str,
 ) -> Result<Ended, Ended> {
     let mut answers = answers.map_err(|status| refused(&status))?.into_inner();
+    let mut shown: Option<Instant> = None;
     while let Some(answer) = answers.message().await.map_err(|status| refused(&status))? {
         match read(answer) {
-            Some(Err(progress)) => show(&progress),
+            Some(Err(progress)) if progress.done || shown.is_none_or(|at| at.elapsed() >= SHOWN_EVERY) => {
+                show(&progress);
+                shown = Some(Instant::now());
+            }
+            Some(Err(_)) | None => {}
             Some(Ok(summary)) => return Ok(summarise(&summary, done)),
-            None => {}
         }
     }
     Err(Ended::badly(

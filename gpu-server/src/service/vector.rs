@@ -1,6 +1,7 @@
 //! `VectorService`.
 
 mod answers;
+mod export;
 mod filter;
 mod sparse;
 mod statistics;
@@ -40,6 +41,7 @@ pub struct Vectors {
     collections: Arc<OnceCell<Result<Collections, Error>>>,
     /// Recall checks that run.
     checks: Arc<Semaphore>,
+    exports: export::Turns,
 }
 
 impl Vectors {
@@ -49,6 +51,7 @@ impl Vectors {
             engine,
             collections,
             checks: Arc::new(Semaphore::new(1)),
+            exports: export::Turns::default(),
         }
     }
 
@@ -442,6 +445,16 @@ impl VectorService for Vectors {
         let (metadata, _, request) = request.into_parts();
         let serve = |call: call::Call| async move { self.fetch(call.tenant.as_str(), request).await };
         call::unary(&metadata, "VectorService/FetchVectors", serve).await
+    }
+
+    type ExportVectorsStream = export::Exported;
+
+    async fn export_vectors(
+        &self,
+        request: Request<v1::ExportVectorsRequest>,
+    ) -> Result<Response<Self::ExportVectorsStream>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        self.export(&metadata, &request)
     }
 
     async fn count_vectors(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from medkg.base import Client, configure
 from medkg.call_context import resolve
 from medkg.client.native import native
+from medkg.exporting import VectorExport
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -181,6 +182,26 @@ class VectorClient(Client[native.Vector]):
     def statistics(self, name: str, **call: Unpack[CallOptions]) -> CollectionStatistics:
         """Size, memory and use of a collection."""
         return self._native.statistics(resolve(**call), name)
+
+    def export(self, name: str, **call: Unpack[CallOptions]) -> VectorExport:
+        """Read all points of a collection, as they are at one moment, batch by batch and in no order that is promised.
+
+        Sparse vectors are not among what is read; ``collection.sparse_dimension`` tells whether there are any.
+        ``timeout`` is for the first answer; the export itself has no end of its own. Memory does not grow with the
+        collection, on either side. Until it is read or closed, the server keeps what it still needs: take the batches
+        without long pauses. :mod:`medkg.vectors.files` writes them into files.
+
+        Example::
+
+            with client.export("literature") as export:
+                for batch in export:
+                    print(batch.ids, batch.vectors.shape, batch.payloads)
+
+        Raises:
+            CollectionNotFoundError: The tenant has no collection of that name.
+            RateLimitedError: Too many exports run on the server.
+        """
+        return VectorExport(self._native.export(resolve(**call), name))
 
     def tenant_statistics(self, **call: Unpack[CallOptions]) -> TenantStatistics:
         """Size, memory and use of all collections of the tenant."""

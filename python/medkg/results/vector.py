@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,26 @@ class FetchResult:
     payloads: list[dict[str, Any] | None] | None
     missing: list[str]
     sparse: SparseVectors | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExportBatch:
+    """Points of a collection that is exported.
+
+    Attributes:
+        ids: Their ids.
+        vectors: Their vectors as they were written, float32 of shape ``(len(ids), dimension)``.
+        json_payloads: What was stored with each, as JSON text; None where nothing was.
+    """
+
+    ids: list[str]
+    vectors: npt.NDArray[np.float32]
+    json_payloads: list[str | None]
+
+    @property
+    def payloads(self) -> list[dict[str, Any] | None]:
+        """What was stored with each point, read; None where nothing was."""
+        return [None if text is None else json.loads(text) for text in self.json_payloads]
 
 
 @dataclass(frozen=True, slots=True)

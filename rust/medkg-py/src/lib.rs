@@ -13,6 +13,7 @@ mod arrays;
 mod config;
 mod embedding;
 mod errors;
+mod export;
 mod filters;
 mod gpu;
 mod process;
@@ -32,6 +33,8 @@ mod _core {
 
     #[pymodule_export]
     use crate::embedding::{AsyncEmbedding, Embedding};
+    #[pymodule_export]
+    use crate::export::{AsyncVectorExport, VectorExport};
     #[pymodule_export]
     use crate::gpu::{AsyncGpu, Gpu};
     #[pymodule_export]

@@ -1,5 +1,7 @@
 //! The Rust half of `VectorClient` and `AsyncVectorClient`.
 
+use std::sync::Arc;
+
 use medkg_client::Service;
 use medkg_client::service::vector::{
     CollectionInfo, Dimensions, Fetch, Fetched, Hits, Metric, Points, RankFusion, RecallCheck, SearchRequest, Storage,
@@ -13,7 +15,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{arrays, config, filters, results, sparse, statistics};
+use crate::{arrays, config, export, filters, results, sparse, statistics};
 
 /// Vector search; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -271,6 +273,17 @@ impl Vector {
         run(py, &process, self.mode, None, start, statistics::of_collection)
     }
 
+    /// The reading behind `VectorClient.export`.
+    fn export(&self, py: Python<'_>, call: CallTuple, name: String) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "ExportVectors").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.vector().export(name, &options).await };
+        let (of, mode) = (Arc::clone(&process), self.mode);
+        run(py, &process, mode, None, start, move |py, reading| {
+            export::new(py, of, mode, reading)
+        })
+    }
+
     /// See `VectorClient.tenant_statistics`.
     fn tenant_statistics(&self, py: Python<'_>, call: CallTuple) -> PyResult<Py<PyAny>> {
         let options = arguments(py, "GetTenantStatistics").call(call)?;
@@ -345,7 +358,7 @@ fn to_json(arguments: Arguments<'_>, payloads: &Bound<'_, PyAny>) -> PyResult<Ve
     Ok(texts)
 }
 
-fn collection(py: Python<'_>, info: CollectionInfo) -> PyResult<Bound<'_, PyAny>> {
+pub(crate) fn collection(py: Python<'_>, info: CollectionInfo) -> PyResult<Bound<'_, PyAny>> {
     let (metric, storage) = (info.metric.as_str(), info.storage.as_str());
     results::class(py, "CollectionInfo")?.call1((
         info.name,

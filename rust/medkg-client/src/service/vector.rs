@@ -4,6 +4,7 @@
 //! split in order, one request after the other, so that a failure says how far they got; each request is written whole
 //! or not at all. Queries are split too, and run side by side.
 
+mod export;
 mod filter;
 mod read;
 mod search;
@@ -51,6 +52,7 @@ const DELETE: Method = Method {
 const MAX_IDS: usize = 65_536;
 const ELEMENT: usize = size_of::<f32>();
 
+pub use export::{Export, ExportedPart};
 pub use filter::{Bounds, Filter, FilterValue, MAX_FILTER_DEPTH};
 pub use sparse::{RankFusion, SparseMatrix, SparseRows, Standing};
 pub use statistics::{CollectionStatistics, CollectionUsage, Latency, Recall, RecallCheck, TenantStatistics};

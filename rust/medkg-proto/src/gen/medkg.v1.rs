@@ -3669,6 +3669,29 @@ pub struct FetchVectorsResponse {
     #[prost(message, optional, tag = "5")]
     pub sparse: ::core::option::Option<SparseVectors>,
 }
+/// Asks for all points.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ExportVectorsRequest {
+    /// The collection's name.
+    #[prost(string, tag = "1")]
+    pub collection: ::prost::alloc::string::String,
+}
+/// Some of the points.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ExportVectorsResponse {
+    /// What the collection is: in the first message only, which has nothing else.
+    #[prost(message, optional, tag = "1")]
+    pub collection: ::core::option::Option<Collection>,
+    /// Ids; no id comes twice in an export.
+    #[prost(string, repeated, tag = "2")]
+    pub ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Shape \[ids, dimension\], DATA_TYPE_F32, as they were written.
+    #[prost(message, optional, tag = "3")]
+    pub vectors: ::core::option::Option<Tensor>,
+    /// One per id as JSON text, "" for none.
+    #[prost(string, repeated, tag = "4")]
+    pub payloads: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
 /// Points to count.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CountVectorsRequest {
@@ -4157,6 +4180,35 @@ pub mod vector_service_client {
                 .insert(GrpcMethod::new("medkg.v1.VectorService", "FetchVectors"));
             self.inner.unary(req, path, codec).await
         }
+        /// All points of a collection as they are at one moment, in no order that is promised: dense vectors and payloads, not the
+        /// sparse vectors. The first message says what the
+        /// collection is; each of the others has points. At most four exports run at once; others get RESOURCE_EXHAUSTED + QUEUE_FULL.
+        /// Points that are replaced while it runs stay on disk until it ends; a caller that takes none for two minutes gets
+        /// DEADLINE_EXCEEDED.
+        pub async fn export_vectors(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ExportVectorsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ExportVectorsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = crate::codec::NamingCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/medkg.v1.VectorService/ExportVectors",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("medkg.v1.VectorService", "ExportVectors"));
+            self.inner.server_streaming(req, path, codec).await
+        }
         /// How many points there are, or how many match a filter.
         pub async fn count_vectors(
             &mut self,
@@ -4349,6 +4401,24 @@ pub mod vector_service_server {
             request: tonic::Request<super::FetchVectorsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::FetchVectorsResponse>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the ExportVectors method.
+        type ExportVectorsStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ExportVectorsResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// All points of a collection as they are at one moment, in no order that is promised: dense vectors and payloads, not the
+        /// sparse vectors. The first message says what the
+        /// collection is; each of the others has points. At most four exports run at once; others get RESOURCE_EXHAUSTED + QUEUE_FULL.
+        /// Points that are replaced while it runs stay on disk until it ends; a caller that takes none for two minutes gets
+        /// DEADLINE_EXCEEDED.
+        async fn export_vectors(
+            &self,
+            request: tonic::Request<super::ExportVectorsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::ExportVectorsStream>,
             tonic::Status,
         >;
         /// How many points there are, or how many match a filter.
@@ -4744,6 +4814,52 @@ pub mod vector_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/medkg.v1.VectorService/ExportVectors" => {
+                    #[allow(non_camel_case_types)]
+                    struct ExportVectorsSvc<T: VectorService>(pub Arc<T>);
+                    impl<
+                        T: VectorService,
+                    > tonic::server::ServerStreamingService<super::ExportVectorsRequest>
+                    for ExportVectorsSvc<T> {
+                        type Response = super::ExportVectorsResponse;
+                        type ResponseStream = T::ExportVectorsStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ExportVectorsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as VectorService>::export_vectors(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ExportVectorsSvc(inner);
+                        let codec = crate::codec::NamingCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
