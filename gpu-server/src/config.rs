@@ -129,6 +129,8 @@ pub struct ServerConfig {
     pub queue_tokens: usize,
     /// How long running calls get after SIGTERM.
     pub drain_deadline: Duration,
+    /// How long a connection takes new calls; none: without a limit.
+    pub connection_age: Option<Duration>,
     /// How log lines look.
     pub log_style: LogStyle,
     /// `EnvFilter` directives.
@@ -161,14 +163,7 @@ impl ServerConfig {
         };
         let model_root = root("--model-root", arguments.model_root.as_ref());
         let backup_root = root("--backup-root", arguments.backup_root.as_ref());
-        for (flag, seconds) in [
-            ("--drain-deadline", arguments.drain_deadline),
-            ("--gpu-lost-grace", arguments.gpu_lost_grace),
-        ] {
-            if !(0.0..=3600.0).contains(&seconds) {
-                problems.push(format!("{flag}: expected 0 to 3600 seconds"));
-            }
-        }
+        problems.extend(durations(&arguments));
         if arguments.require_gpu_at_start && arguments.device == DeviceChoice::Cpu {
             problems.push(
                 "--require-gpu-at-start: --device cpu uses no GPU; leave one of the two out (MEDKG_REQUIRE_GPU_AT_START \
@@ -181,22 +176,7 @@ impl ServerConfig {
         if arguments.queue_tokens == 0 {
             problems.push("--queue-tokens: expected at least 1".to_owned());
         }
-        for (flag, address) in [
-            ("--listen", Some(arguments.listen)),
-            ("--admin-listen", arguments.admin_listen),
-            ("--metrics-listen", arguments.metrics_listen),
-        ] {
-            if let Some(address) = address
-                && arguments.tls_cert.is_none()
-                && !address.ip().is_loopback()
-                && !arguments.allow_plaintext
-            {
-                problems.push(format!(
-                    "{flag} {address}: other machines reach it, so give --tls-cert and --tls-key, or --allow-plaintext \
-                     if you mean it"
-                ));
-            }
-        }
+        problems.extend(addresses(&arguments));
         let Some(memory_thresholds) = memory_thresholds.filter(|_| problems.is_empty()) else {
             return Err(problems);
         };
@@ -234,6 +214,9 @@ impl ServerConfig {
             },
             queue_tokens: arguments.queue_tokens,
             drain_deadline: Duration::from_secs_f64(arguments.drain_deadline),
+            connection_age: Some(arguments.connection_age)
+                .filter(|&age| age > 0.0)
+                .map(Duration::from_secs_f64),
             log_style: arguments.log_format,
             log_filter: arguments.log,
             otlp_endpoint: arguments.otlp_endpoint.filter(|endpoint| !endpoint.is_empty()),
@@ -247,6 +230,42 @@ impl ServerConfig {
                 }),
         })
     }
+}
+
+/// What is wrong with the times.
+fn durations(arguments: &Arguments) -> Vec<String> {
+    let limits = [
+        ("--drain-deadline", arguments.drain_deadline, 3600.0),
+        ("--gpu-lost-grace", arguments.gpu_lost_grace, 3600.0),
+        ("--connection-age", arguments.connection_age, 30.0 * 24.0 * 3600.0),
+    ];
+    let wrong = limits
+        .into_iter()
+        .filter(|(_, seconds, most)| !(0.0..=*most).contains(seconds));
+    wrong
+        .map(|(flag, _, most)| format!("{flag}: expected 0 to {most} seconds"))
+        .collect()
+}
+
+/// Addresses that other machines reach without TLS, which has to be asked for.
+fn addresses(arguments: &Arguments) -> Vec<String> {
+    let exposed = |address: &SocketAddr| {
+        arguments.tls_cert.is_none() && !address.ip().is_loopback() && !arguments.allow_plaintext
+    };
+    [
+        ("--listen", Some(arguments.listen)),
+        ("--admin-listen", arguments.admin_listen),
+        ("--metrics-listen", arguments.metrics_listen),
+    ]
+    .into_iter()
+    .filter_map(|(flag, address)| Some((flag, address.filter(exposed)?)))
+    .map(|(flag, address)| {
+        format!(
+            "{flag} {address}: other machines reach it, so give --tls-cert and --tls-key, or --allow-plaintext if you mean \
+             it"
+        )
+    })
+    .collect()
 }
 
 /// The models that flags name, of the roles that are served.

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::Router;
 use axum::routing::get;
 use http::header::CONTENT_TYPE;
+use medkg_tls::ServerTlsConfig;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _};
@@ -37,6 +38,7 @@ struct Sources {
     requested: String,
     thresholds: MemoryThresholds,
     started: Duration,
+    tls: Option<ServerTlsConfig>,
 }
 
 /// `GET /metrics`.
@@ -44,6 +46,7 @@ pub fn routes(
     config: &ServerConfig,
     engine: &Arc<Engine>,
     collections: &Arc<OnceCell<Result<Collections, Error>>>,
+    tls: Option<ServerTlsConfig>,
 ) -> Routes {
     let mut registry = Registry::with_prefix("medkg");
     registry.register_collector(Box::new(Sources {
@@ -53,6 +56,7 @@ pub fn routes(
         thresholds: config.memory_thresholds,
         // 0 on a machine whose clock is before 1970.
         started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
+        tls,
     }));
     let registry = Arc::new(registry);
     let scrape = move || {
@@ -86,6 +90,13 @@ impl Sources {
             "When the process started, since 1970",
             Some(&Unit::Seconds),
             self.started.as_secs_f64(),
+        )?;
+        let Some(tls) = &self.tls else { return Ok(()) };
+        gauges.one(
+            "certificate_expiry",
+            "When the first certificate of the server's chain expires, since 1970",
+            Some(&Unit::Seconds),
+            tls.expires().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         )
     }
 

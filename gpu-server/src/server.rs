@@ -166,13 +166,14 @@ impl Bound {
 
         let door = Door {
             tls,
+            age: config.connection_age,
             calls: Calls::default(),
             open: Calls::default(),
             stopping: stopping.clone(),
         };
         let (calls, open) = (door.calls.clone(), door.open.clone());
         let for_operators = admin_routes(&config, &engine, &collections, health.clone());
-        let for_scrapers = metrics::routes(&config, &engine, &collections);
+        let for_scrapers = metrics::routes(&config, &engine, &collections, door.tls.clone());
         let for_everyone = routes(&config, &engine, &collections, &stopping, health);
         let serving = async {
             // The last line tells those who wait for it that everything listens.
@@ -260,6 +261,8 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, S
 /// What all addresses of the process share.
 struct Door {
     tls: Option<medkg_tls::ServerTlsConfig>,
+    /// How long connections live.
+    age: Option<Duration>,
     /// Calls in work.
     calls: Calls,
     /// Open connections.
@@ -282,15 +285,19 @@ impl Door {
         };
         tracing::info!(%address, tls = self.tls.is_some(), "{what} {address}");
         let calls = self.calls.clone();
-        let transport = Server::builder()
+        let mut transport = Server::builder()
             .accept_http1(http1)
             .layer(tower::layer::layer_fn(move |inner| InFlight::new(inner, calls.clone())))
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
             .initial_stream_window_size(4 * 1024 * 1024)
             .initial_connection_window_size(16 * 1024 * 1024)
-            .tcp_nodelay(true)
-            .add_routes(routes);
+            .tcp_nodelay(true);
+        if let Some(age) = self.age {
+            // Without tonic's grace: with one it cuts connections off, calls included, and never asks clients to leave.
+            transport = transport.max_connection_age(age);
+        }
+        let transport = transport.add_routes(routes);
         let mut stopping = self.stopping.clone();
         let until_stopped = async move {
             // An error means that the sender is gone, which is a stop as well.

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import urllib.request
 from contextlib import closing
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -134,6 +135,19 @@ def test_with_tls_a_scraper_shows_a_certificate(
         [*command, "--cert", own, "--key", own_key], capture_output=True, text=True, timeout=60, check=True
     )
     assert "medkg_device_ready 1" in answered.stdout
+    expiry = re.search(r"^medkg_certificate_expiry_seconds (\d+)$", answered.stdout, re.MULTILINE)
+    shown = subprocess.run(
+        ["openssl", "x509", "-enddate", "-noout", "-dateopt", "iso_8601", "-in", certificate],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    end = datetime.strptime(shown.stdout.strip().removeprefix("notAfter="), "%Y-%m-%d %H:%M:%SZ").replace(
+        tzinfo=timezone.utc
+    )
+    assert expiry is not None
+    assert int(expiry[1]) == end.timestamp()
 
 
 def test_other_machines_reach_it_only_if_that_is_asked_for(gpu_server_binary: Path) -> None:

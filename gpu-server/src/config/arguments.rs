@@ -87,6 +87,10 @@ pub struct Arguments {
     /// Seconds that running calls get to end after SIGTERM.
     #[arg(long, env = "MEDKG_DRAIN_DEADLINE", default_value_t = 30.0)]
     pub(super) drain_deadline: f64,
+    /// Seconds after which a connection takes no new calls, so that its client shows its certificate anew; those that run
+    /// are finished. 0 means no limit.
+    #[arg(long, env = "MEDKG_CONNECTION_AGE", default_value_t = 3600.0)]
+    pub(super) connection_age: f64,
     /// How log lines look.
     #[arg(long, env = "MEDKG_LOG_FORMAT", value_enum, default_value = "json")]
     pub(super) log_format: LogStyle,

@@ -62,6 +62,20 @@ fn a_role_that_is_not_served_needs_nothing() {
 }
 
 #[test]
+fn connections_live_for_a_bounded_time_unless_that_is_turned_off() {
+    let line = "gpu-server --services gpu";
+    assert_eq!(parse(line).unwrap().connection_age, Some(Duration::from_secs(3600)));
+    assert_eq!(
+        parse(&format!("{line} --connection-age 0")).unwrap().connection_age,
+        None
+    );
+    for nonsense in ["-1", "NaN", "inf", "1e9"] {
+        let problems = parse(&format!("{line} --connection-age={nonsense}")).unwrap_err();
+        assert!(problems[0].starts_with("--connection-age"), "{problems:?}");
+    }
+}
+
+#[test]
 fn the_same_name_twice_is_refused() {
     let problems = parse("gpu-server --services embedding --embedding-model m=/a,m=/b").unwrap_err();
     assert!(problems[0].contains("given twice"));

@@ -68,7 +68,7 @@ fn status_origin(status: &Status) -> Origin {
     };
     if find::<tonic::TimeoutExpired>(source).is_some() {
         Origin::Timeout
-    } else if find::<tonic::ConnectError>(source).is_some() {
+    } else if find::<tonic::ConnectError>(source).is_some() || was_lost(status) {
         Origin::NeverSent
     } else {
         Origin::Broken
@@ -243,10 +243,17 @@ impl Connection {
     }
 }
 
+/// True if the server has not begun with the call, because its connection was gone: closed before (a server that was
+/// restarted), or while the call was on its way (a server that lets connections live for a bounded time). hyper cancels what
+/// still waits; a GOAWAY ends those streams that its sender has not begun with and never will (RFC 9113, section 6.8).
 fn was_lost(status: &Status) -> bool {
-    status
-        .source()
-        .is_some_and(|source| find::<ConnectionLost>(source).is_some())
+    let refused =
+        |error: &h2::Error| error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
+    status.source().is_some_and(|source| {
+        find::<ConnectionLost>(source).is_some()
+            || find::<hyper::Error>(source).is_some_and(hyper::Error::is_canceled)
+            || find::<h2::Error>(source).is_some_and(refused)
+    })
 }
 
 #[cfg(test)]

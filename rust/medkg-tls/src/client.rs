@@ -16,15 +16,16 @@ use tokio_rustls::client::TlsStream;
 use tower::Service;
 
 use crate::error::{ConnectError, TlsError};
+use crate::followed::Followed;
 use crate::{ALPN_H2, files, provider};
 
 /// What [`TlsConnector`] gives to tonic.
 pub type TlsConnection = TokioIo<TlsStream<TcpStream>>;
 
-/// A client's TLS settings, loaded and checked.
+/// A client's TLS settings, loaded and checked. Files that change are loaded again, for connections that are made later.
 #[derive(Clone)]
 pub struct ClientTlsConfig {
-    rustls: Arc<rustls::ClientConfig>,
+    followed: Arc<Followed<Arc<rustls::ClientConfig>>>,
     server_name: Option<ServerName<'static>>,
     has_identity: bool,
 }
@@ -35,34 +36,22 @@ impl ClientTlsConfig {
     /// server's certificate; without it, the host of the address.
     pub fn try_new(ca: &Path, identity: Option<(&Path, &Path)>, server_name: Option<&str>) -> Result<Self, TlsError> {
         let server_name = server_name.map(parse_name).transpose()?;
-        let builder = rustls::ClientConfig::builder_with_provider(provider())
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|error| TlsError::Configuration {
-                reason: error.to_string(),
-            })?
-            .with_root_certificates(files::roots(ca)?);
-        let mut rustls = match identity {
-            None => builder.with_no_client_auth(),
-            Some((cert, key)) => {
-                let loaded = files::identity(cert, key)?;
-                builder
-                    .with_client_auth_cert(loaded.chain, loaded.key)
-                    .map_err(|error| files::refused(error, cert, key))?
-            }
-        };
-        rustls.alpn_protocols = vec![ALPN_H2.to_vec()];
-        rustls.resumption = Resumption::disabled();
-        rustls.enable_early_data = false;
+        let files: Vec<&Path> = std::iter::once(ca)
+            .chain(identity.into_iter().flat_map(|(cert, key)| [cert, key]))
+            .collect();
+        let ca = ca.to_owned();
+        let pair = identity.map(|(cert, key)| (cert.to_owned(), key.to_owned()));
+        let make = move || load(&ca, pair.as_ref().map(|(cert, key)| (cert.as_path(), key.as_path())));
         Ok(Self {
-            rustls: Arc::new(rustls),
+            followed: Arc::new(Followed::new(&files, make)?),
             server_name,
             has_identity: identity.is_some(),
         })
     }
 
-    /// The settings as rustls takes them.
+    /// The newest settings as rustls takes them.
     pub fn rustls(&self) -> Arc<rustls::ClientConfig> {
-        Arc::clone(&self.rustls)
+        Arc::clone(&self.followed.newest())
     }
 
     /// For tonic's `Endpoint::connect_with_connector_lazy`. The address may begin with `https://` or `http://`; it is TLS
@@ -70,6 +59,28 @@ impl ClientTlsConfig {
     pub fn connector(&self) -> TlsConnector {
         TlsConnector { config: self.clone() }
     }
+}
+
+fn load(ca: &Path, identity: Option<(&Path, &Path)>) -> Result<Arc<rustls::ClientConfig>, TlsError> {
+    let builder = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| TlsError::Configuration {
+            reason: error.to_string(),
+        })?
+        .with_root_certificates(files::roots(ca)?);
+    let mut rustls = match identity {
+        None => builder.with_no_client_auth(),
+        Some((cert, key)) => {
+            let loaded = files::identity(cert, key)?;
+            builder
+                .with_client_auth_cert(loaded.chain, loaded.key)
+                .map_err(|error| files::refused(error, cert, key))?
+        }
+    };
+    rustls.alpn_protocols = vec![ALPN_H2.to_vec()];
+    rustls.resumption = Resumption::disabled();
+    rustls.enable_early_data = false;
+    Ok(Arc::new(rustls))
 }
 
 impl fmt::Debug for ClientTlsConfig {
@@ -100,7 +111,7 @@ impl TlsConnector {
         } else {
             format!("{host}:{port}")
         };
-        let name = match self.config.server_name {
+        let name = match self.config.server_name.clone() {
             Some(name) => name,
             None => parse_name(host).map_err(ConnectError::ServerName)?,
         };
@@ -111,7 +122,7 @@ impl TlsConnector {
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%address, %error, "TCP_NODELAY could not be set");
         }
-        match tokio_rustls::TlsConnector::from(self.config.rustls)
+        match tokio_rustls::TlsConnector::from(self.config.rustls())
             .connect(name, socket)
             .await
         {

@@ -15,20 +15,24 @@ use crate::error::TlsError;
 pub(crate) struct Identity {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: PrivateKeyDer<'static>,
+    /// The last moment at which the whole chain is valid.
+    pub(crate) expires: SystemTime,
 }
 
 /// Loads a chain (own certificate first) and its key.
 pub(crate) fn identity(cert: &Path, key: &Path) -> Result<Identity, TlsError> {
+    let (chain, expires) = certificates(cert)?;
     Ok(Identity {
-        chain: certificates(cert)?,
+        chain,
         key: private_key(key)?,
+        expires,
     })
 }
 
 /// Loads the CA certificates that a peer's certificate may be signed by.
 pub(crate) fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
-    for (index, certificate) in certificates(path)?.into_iter().enumerate() {
+    for (index, certificate) in certificates(path)?.0.into_iter().enumerate() {
         roots.add(certificate).map_err(|error| TlsError::BadCertificate {
             path: path.to_owned(),
             index,
@@ -38,7 +42,8 @@ pub(crate) fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+/// The certificates of a file, and until when all of them are valid.
+fn certificates(path: &Path) -> Result<(Vec<CertificateDer<'static>>, SystemTime), TlsError> {
     let text = read(path)?;
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
@@ -47,10 +52,13 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
         return Err(TlsError::NoCertificate { path: path.to_owned() });
     }
     let now = SystemTime::now();
-    for (index, certificate) in certificates.iter().enumerate() {
-        check_validity(path, index, certificate, now)?;
-    }
-    Ok(certificates)
+    let ends = certificates
+        .iter()
+        .enumerate()
+        .map(|(index, certificate)| check_validity(path, index, certificate, now));
+    let ends: Vec<SystemTime> = ends.collect::<Result<_, _>>()?;
+    let first = ends.into_iter().min().unwrap_or(now);
+    Ok((certificates, first))
 }
 
 fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
@@ -87,7 +95,13 @@ fn bad_pem(path: &Path, error: &pem::Error) -> TlsError {
     }
 }
 
-fn check_validity(path: &Path, index: usize, der: &CertificateDer<'_>, now: SystemTime) -> Result<(), TlsError> {
+/// Until when it is valid.
+fn check_validity(
+    path: &Path,
+    index: usize,
+    der: &CertificateDer<'_>,
+    now: SystemTime,
+) -> Result<SystemTime, TlsError> {
     let certificate = Certificate::from_der(der).map_err(|error| TlsError::BadCertificate {
         path: path.to_owned(),
         index,
@@ -113,7 +127,7 @@ fn check_validity(path: &Path, index: usize, der: &CertificateDer<'_>, now: Syst
             at,
         });
     }
-    Ok(())
+    Ok(validity.not_after.to_system_time())
 }
 
 /// Says of which file a refusal of rustls is about.

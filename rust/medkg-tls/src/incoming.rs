@@ -21,6 +21,7 @@ use tokio_rustls::server::TlsStream as Session;
 use tonic::transport::server::Connected;
 
 use crate::peer::{PeerIdentity, PeerInfo};
+use crate::server::ServerTlsConfig;
 
 /// Handshakes that run at the same time.
 const MAX_HANDSHAKES: usize = 256;
@@ -32,17 +33,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct TlsIncoming {
     listener: TcpListener,
-    acceptor: Arc<rustls::ServerConfig>,
+    config: ServerTlsConfig,
     timeout: Duration,
     handshakes: JoinSet<Option<TlsStream>>,
     pause: Option<Pin<Box<Sleep>>>,
 }
 
 impl TlsIncoming {
-    pub(crate) fn new(listener: TcpListener, acceptor: Arc<rustls::ServerConfig>, timeout: Duration) -> Self {
+    pub(crate) fn new(listener: TcpListener, config: ServerTlsConfig, timeout: Duration) -> Self {
         Self {
             listener,
-            acceptor,
+            config,
             timeout,
             handshakes: JoinSet::new(),
             pause: None,
@@ -66,7 +67,7 @@ impl TlsIncoming {
             }
             match std::task::ready!(self.listener.poll_accept(cx)) {
                 Ok((socket, remote)) => {
-                    let acceptor = TlsAcceptor::from(Arc::clone(&self.acceptor));
+                    let acceptor = TlsAcceptor::from(self.config.rustls());
                     self.handshakes.spawn(handshake(socket, remote, acceptor, self.timeout));
                 }
                 Err(error) => {

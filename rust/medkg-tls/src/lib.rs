@@ -8,7 +8,8 @@
 //! - with a client CA, a client without a certificate of that CA does not get past the handshake;
 //! - handshakes run beside each other and are bounded in time, and a failed one ends nothing but itself;
 //! - files are checked when they are loaded: whatever is missing, empty, expired or does not fit is an error that names
-//!   the file and what to do. Keys never appear in `Debug` output or errors.
+//!   the file and what to do. Keys never appear in `Debug` output or errors;
+//! - files that change are loaded again, for the connections that are made from then on.
 //!
 //! It refuses to trust the machine's own roots: the CA is named, or there is no connection.
 
@@ -17,6 +18,7 @@
 mod client;
 mod error;
 mod files;
+mod followed;
 mod incoming;
 mod peer;
 mod server;

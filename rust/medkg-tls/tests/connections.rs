@@ -240,3 +240,67 @@ async fn a_client_that_speaks_only_tls_1_2_is_refused() {
         "{text}"
     );
 }
+
+/// Calls until it ends as it should: files are looked at once a second.
+async fn eventually(server: &Server, client: &ClientTlsConfig, works: bool) {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while server.call(client).await.is_ok() != works {
+        assert!(tokio::time::Instant::now() < deadline, "it did not happen in time");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+fn replace(old: &std::path::Path, new: &std::path::Path) {
+    let beside = old.with_extension("next");
+    std::fs::copy(new, &beside).unwrap();
+    std::fs::rename(beside, old).unwrap();
+}
+
+#[tokio::test]
+async fn identities_and_roots_that_change_are_used_for_new_connections_on_both_sides() {
+    let (old, new) = (Ca::new(), Ca::new());
+    let (own, worker) = (old.issue("server"), old.issue("worker"));
+    let server = Server::start(&ServerTlsConfig::try_new(&own.cert, &own.key, Some(&old.file)).unwrap()).await;
+    let pair = Some((worker.cert.as_path(), worker.key.as_path()));
+    let client = ClientTlsConfig::try_new(&old.file, pair, None).unwrap();
+    server.call(&client).await.unwrap();
+    let stranger = new.issue("stranger");
+    let newer = ClientTlsConfig::try_new(&new.file, Some((&stranger.cert, &stranger.key)), None).unwrap();
+    assert!(server.call(&newer).await.is_err());
+
+    // The server moves to the new authority.
+    let moved = new.issue("server");
+    replace(&own.key, &moved.key);
+    replace(&own.cert, &moved.cert);
+    // `old.file` is both whom the server lets in and whom the first client trusts.
+    replace(&old.file, &new.file);
+    eventually(&server, &newer, true).await;
+    // The first client follows its roots, and is let in once it has an identity of the new authority.
+    assert!(server.call(&client).await.is_err());
+    let renewed = new.issue("worker");
+    replace(&worker.cert, &renewed.cert);
+    replace(&worker.key, &renewed.key);
+    eventually(&server, &client, true).await;
+    assert_eq!(
+        server
+            .peers
+            .lock()
+            .unwrap()
+            .last()
+            .unwrap()
+            .identity
+            .as_ref()
+            .unwrap()
+            .subject,
+        "CN=worker"
+    );
+}
+
+#[tokio::test]
+async fn a_certificate_tells_when_it_expires() {
+    let ca = Ca::new();
+    let own = ca.issue_with("server", |params| params.not_after = rcgen::date_time_ymd(2031, 5, 1));
+    let config = ServerTlsConfig::try_new(&own.cert, &own.key, None).unwrap();
+    let expires = config.expires().duration_since(std::time::UNIX_EPOCH).unwrap();
+    assert_eq!(expires.as_secs(), 1_935_360_000);
+}
