@@ -18,6 +18,9 @@ fn main() {
         .opt_level(3)
         .include(include.join("torch/csrc/api/include"))
         .include(include)
-        .files(["attention", "kernels", "linear", "linear_bf16", "linear_f32"].map(|name| format!("csrc/{name}.cpp")))
+        .files(
+            ["attention", "kernels", "linear", "linear_bf16", "linear_f32", "scores"]
+                .map(|name| format!("csrc/{name}.cpp")),
+        )
         .compile("medkg_kernels");
 }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
 #include <immintrin.h>
 
 #include <cstdint>
@@ -41,6 +42,12 @@ AVX512 inline __m512 load(const c10::BFloat16* from) {
 AVX512 inline __m512 load(const float* from, __mmask16 wanted) { return _mm512_maskz_loadu_ps(wanted, from); }
 AVX512 inline __m512 load(const c10::BFloat16* from, __mmask16 wanted) {
   return widened(_mm256_maskz_loadu_epi16(wanted, from));
+}
+AVX512 inline __m512 load(const c10::Half* from) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+AVX512 inline __m512 load(const c10::Half* from, __mmask16 wanted) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(wanted, from));
 }
 AVX512 inline void store(float* to, __m512 value) { _mm512_storeu_ps(to, value); }
 AVX512 inline void store(c10::BFloat16* to, __m512 value) {

@@ -15,6 +15,7 @@
 
 #include "attention.h"
 #include "linear.h"
+#include "scores.h"
 
 namespace {
 
@@ -198,6 +199,12 @@ at::Tensor* medkg_add_layer_norm(
     char* problem,
     size_t capacity) {
   return caught_if(problem, capacity, [&] { return medkg::add_layer_norm(*input, *residual, *weight, *bias, eps); });
+}
+
+// As scores.h's.
+at::Tensor* medkg_half_scores(
+    const at::Tensor* queries, const at::Tensor* rows, int distances, char* problem, size_t capacity) {
+  return caught_if(problem, capacity, [&] { return medkg::half_scores(*queries, *rows, distances != 0); });
 }
 
 }  // extern "C"

@@ -171,6 +171,21 @@ pub enum Error {
     /// Whoever called is gone, so that the work was ended.
     #[error("the caller left before the work was done")]
     CallerLeft,
+    /// The disk has no room for the write, or a limit keeps the file from growing.
+    #[error(
+        "collection {name:?} cannot grow: the disk of the data folder is full, or at its quota; nothing was changed; make \
+         room, then send it again"
+    )]
+    StorageFull {
+        /// The collection.
+        name: String,
+    },
+    /// The data folder, or the file in it, cannot be written.
+    #[error("collection {name:?} cannot be written: its file or the data folder is read-only; nothing was changed")]
+    StorageReadOnly {
+        /// The collection.
+        name: String,
+    },
     /// The model gave a NaN or an infinity, in fp32 too.
     #[error("the model's output is not finite")]
     NonFinite,

@@ -21,7 +21,7 @@ use crate::index::Collections;
 use crate::inflight::{Calls, InFlight};
 use crate::lingering::Lingering;
 use crate::metrics;
-use crate::service::health::Truth;
+use crate::service::health::{Reporter, Truth};
 use crate::service::routes::{admin_routes, routes};
 use crate::shutdown;
 
@@ -140,8 +140,8 @@ impl Bound {
         let engine = Engine::start(&config, device)?;
         let (stop, stopping) = watch::channel(false);
         let collections = Arc::new(OnceCell::new());
-        let (collections_are_ready, collections_ready) = watch::channel(false);
-        let (reporter, health) = tonic_health::server::health_reporter();
+        let (alarm, collections_changed) = watch::channel(0);
+        let (reporter, health) = Reporter::new();
         let truth = Truth {
             engine: Arc::clone(&engine),
             collections: Arc::clone(&collections),
@@ -150,13 +150,13 @@ impl Bound {
         };
         // Before the first connection: "" starts as SERVING in tonic-health.
         truth.publish(&reporter).await;
-        tokio::spawn(truth.clone().follow(reporter.clone(), collections_ready));
+        tokio::spawn(truth.clone().follow(reporter.clone(), collections_changed));
         if let Some(root) = config.data_dir.clone() {
             tokio::spawn(open_collections(
                 root,
                 Arc::clone(&engine),
                 Arc::clone(&collections),
-                collections_are_ready,
+                alarm,
             ));
         }
 
@@ -172,9 +172,9 @@ impl Bound {
             stopping: stopping.clone(),
         };
         let (calls, open) = (door.calls.clone(), door.open.clone());
-        let for_operators = admin_routes(&config, &engine, &collections, health.clone());
+        let for_operators = admin_routes(&config, &engine, &collections, health.operators);
         let for_scrapers = metrics::routes(&config, &engine, &collections, door.tls.clone());
-        let for_everyone = routes(&config, &engine, &collections, &stopping, health);
+        let for_everyone = routes(&config, &engine, &collections, &stopping, health.everyone);
         let serving = async {
             // The last line tells those who wait for it that everything listens.
             tokio::try_join!(
@@ -200,7 +200,7 @@ impl Bound {
             // A health Watch never ends by itself. Once no call is left the watches are ended, so that the connections can
             // flush what they hold and close, which ends `serving`.
             calls.none_left().await;
-            truth.end_watches(&reporter).await;
+            reporter.end_watches(&truth.roles).await;
             std::future::pending::<()>().await;
         };
         tokio::select! {
@@ -323,13 +323,13 @@ async fn open_collections(
     root: PathBuf,
     engine: Arc<Engine>,
     cell: Arc<OnceCell<Result<Collections, Error>>>,
-    settled: watch::Sender<bool>,
+    alarm: watch::Sender<u64>,
 ) {
-    let opened = Collections::open(&root, engine).await;
+    let opened = Collections::open(&root, engine, alarm.clone()).await;
     let error = opened.as_ref().err().cloned();
     // This task alone sets the cell, and nobody may be left to hear of it.
     let _ = cell.set(opened);
-    let _ = settled.send(true);
+    alarm.send_modify(|count| *count += 1);
     match error {
         None => tracing::info!("vector collections ready"),
         Some(error) => tracing::error!(%error, "the vector role is not served"),

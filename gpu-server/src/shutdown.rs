@@ -1,4 +1,4 @@
-//! Signals that stop the server, and the plain listener.
+//! Signals that stop the server, one that must not, and the plain listener.
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,10 +13,12 @@ use crate::lingering::Lingering;
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// A file that may not grow any more is an error of its write; by itself the signal would end the process.
+    _too_large: Signal,
 }
 
 impl Signals {
-    /// From here on the two no longer end the process by themselves.
+    /// From here on they no longer end the process by themselves.
     ///
     /// # Errors
     /// What the system says.
@@ -24,6 +26,7 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            _too_large: signal(SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw()))?,
         })
     }
 

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         ServiceError,
         ServiceTimeoutError,
         ServiceUnavailableError,
+        StorageFullError,
         ValidationError,
         VectorValidationError,
     )
@@ -133,6 +134,7 @@ __all__ = [
     "Services",
     "SparseEmbeddingResult",
     "SparseVectors",
+    "StorageFullError",
     "TenantStatistics",
     "TlsConfig",
     "TokenizerFile",

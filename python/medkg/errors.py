@@ -32,6 +32,7 @@ __all__ = [
     "ServiceError",
     "ServiceTimeoutError",
     "ServiceUnavailableError",
+    "StorageFullError",
     "ValidationError",
     "VectorValidationError",
 ]
@@ -119,6 +120,13 @@ class ServiceTimeoutError(ServiceError, TimeoutError):  # pyright: ignore[report
 
 class RateLimitedError(ServiceError):
     """A queue is full or a rate is exceeded, and waiting as told did not fit into the deadline."""
+
+
+class StorageFullError(ServiceError):
+    """The disk of the server's collections is full, or at its quota; nothing of the request was written.
+
+    Never retried by the client: somebody has to make room first.
+    """
 
 
 class AuthenticationError(ServiceError):

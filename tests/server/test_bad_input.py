@@ -187,12 +187,12 @@ class TestVectors:
             wire.vector.CreateCollectionRequest(collection=collection), metadata=[TENANT], timeout=60
         )
         request = wire.vector.UpsertVectorsRequest(
-            collection="bad-input", ids=["kept"], vectors=tensor(wire, [[1, 0, 0]])
+            collection="bad-input", ids=["kept"], vectors=tensor(wire, [[1, 0, 0]]), payloads=['{"year": 2020}']
         )
         vectors.UpsertVectors(request, metadata=[TENANT], timeout=60)
+        before = self.state(wire, vectors)
         yield
-        statistics = wire.vector.GetCollectionStatisticsRequest(collection="bad-input")
-        assert vectors.GetCollectionStatistics(statistics, metadata=[TENANT], timeout=60).points == 1, "state changed"
+        assert self.state(wire, vectors) == before, "state changed"
         vectors.DropCollection(wire.vector.DropCollectionRequest(collection="bad-input"), metadata=[TENANT], timeout=60)
 
     @pytest.mark.parametrize(
@@ -223,6 +223,23 @@ class TestVectors:
         refusal = refused(vectors.UpsertVectors, request)
         assert (refusal.code, refusal.fields) == (INVALID, [field])
 
+    def state(self, wire: Any, vectors: Any) -> tuple[object, ...]:
+        """All that a call could have changed."""
+        w = wire.vector
+
+        def call(name: str, request: object) -> Any:
+            return getattr(vectors, name)(request, metadata=[TENANT], timeout=60)
+
+        listed = call("ListCollections", w.ListCollectionsRequest()).collections
+        fetch = w.FetchVectorsRequest(
+            collection="bad-input", ids=["kept", "a", "b"], with_vectors=True, with_payload=True
+        )
+        search = w.SearchVectorsRequest(collection="bad-input", queries=tensor(wire, [[1, 0, 0]]), k=10)
+        statistics = call("GetCollectionStatistics", w.GetCollectionStatisticsRequest(collection="bad-input"))
+        own = [collection.SerializeToString() for collection in listed if collection.name == "bad-input"]
+        hits = call("SearchVectors", search).hits
+        return own, call("FetchVectors", fetch).SerializeToString(), str(hits), statistics.points
+
     @pytest.mark.parametrize(
         ("k", "rows", "field"),
         [
@@ -236,6 +253,23 @@ class TestVectors:
     def test_bad_searches_are_named(self, wire: Any, vectors: Any, refused: Any, k: int, rows: Any, field: str) -> None:
         request = wire.vector.SearchVectorsRequest(collection="bad-input", queries=tensor(wire, rows), k=k)
         assert refused(vectors.SearchVectors, request).fields == [field]
+
+    @pytest.mark.parametrize("field", [[], ["yaer"], ["year"] * 9, ["year", "month"]])
+    def test_bad_filter_fields_are_named(self, wire: Any, vectors: Any, refused: Any, field: list[str]) -> None:
+        value = wire.vector.FilterValue(integer=2020)
+        equals = wire.vector.Filter(equals=wire.vector.FilterEquals(field=field, value=value))
+        search = wire.vector.SearchVectorsRequest(
+            collection="bad-input", queries=tensor(wire, [[1.0, 0, 0]]), k=1, filter=equals
+        )
+        count = wire.vector.CountVectorsRequest(collection="bad-input", filter=equals)
+        for method, request in ((vectors.SearchVectors, search), (vectors.CountVectors, count)):
+            refusal = refused(method, request)
+            assert (refusal.code, refusal.fields) == (INVALID, ["filter.equals.field"])
+
+    @pytest.mark.parametrize("method", ["DeleteVectors", "FetchVectors"])
+    def test_a_call_for_no_ids_is_refused(self, wire: Any, vectors: Any, refused: Any, method: str) -> None:
+        request = getattr(wire.vector, f"{method}Request")(collection="bad-input")
+        assert refused(getattr(vectors, method), request).fields == ["ids"]
 
     def test_an_unknown_collection_is_not_found(self, wire: Any, vectors: Any, refused: Any) -> None:
         request = wire.vector.SearchVectorsRequest(collection="nowhere", queries=tensor(wire, [[1.0, 0, 0]]), k=1)

@@ -1,20 +1,21 @@
 //! One collection: its file, its view, and the order in which they change.
 
 mod whole;
+mod write;
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use super::ask::{Ask, Hit, Queries};
+use tokio::sync::watch;
+
+use super::ask::{Ask, Hit};
 use super::blocking;
 use super::columns::{self, Read};
 use super::filter::{Cell, Field, Filter};
-use super::sparse::Rows;
-use super::store::{Fetched, Points, Properties, Store, Wanted};
+use super::store::{self, Fetched, Properties, Store, Wanted};
 use super::usage::Usage;
 use super::view::View;
 use crate::engine::Engine;
@@ -31,6 +32,9 @@ const DROPPED: u8 = 1;
 const REPLACED: u8 = 2;
 
 static KEYS: AtomicU64 = AtomicU64::new(0);
+
+/// Counts how often what is served has changed.
+pub type Alarm = watch::Sender<u64>;
 
 /// A collection that is served.
 #[derive(Debug)]
@@ -49,12 +53,17 @@ struct Shared {
     key: u64,
     /// One write at a time, so that file and view change in the same order.
     writing: tokio::sync::Mutex<()>,
-    /// The file has something that the view lacks: it must be rebuilt before the next use.
+    /// The file may have something that the view lacks: whether it has is to be seen before the next use.
     stale: AtomicBool,
+    /// The generation of the file that the view shows; none before there is a view.
+    shown: Mutex<Option<u64>>,
     /// The fields whose columns the view keeps; a write takes them out of its payloads before it is applied.
     fields: Mutex<Vec<Field>>,
     /// One of the three below.
     life: AtomicU8,
+    /// Why it is not served any more, once its file was seen to be damaged.
+    damage: OnceLock<Error>,
+    alarm: Alarm,
     points: AtomicUsize,
     usage: Usage,
 }
@@ -67,7 +76,7 @@ impl Collection {
     ///
     /// # Errors
     /// [`Error::Internal`] naming the file, or a device error.
-    pub async fn load(name: String, store: Store, engine: &Arc<Engine>) -> Result<Self, Error> {
+    pub async fn load(name: String, store: Store, engine: &Arc<Engine>, alarm: Alarm) -> Result<Self, Error> {
         let properties = store.properties;
         let shared = Arc::new(Shared {
             name,
@@ -76,8 +85,11 @@ impl Collection {
             key: KEYS.fetch_add(1, Ordering::Relaxed),
             writing: tokio::sync::Mutex::new(()),
             stale: AtomicBool::new(true),
+            shown: Mutex::new(None),
             fields: Mutex::new(Vec::new()),
             life: AtomicU8::new(OPEN),
+            damage: OnceLock::new(),
+            alarm,
             points: AtomicUsize::new(0),
             usage: Usage::try_new()?,
         });
@@ -90,43 +102,12 @@ impl Collection {
         self.shared.points.load(Ordering::Acquire) as u64
     }
 
-    /// Its file.
-    pub fn path(&self) -> PathBuf {
-        self.shared.store.path.clone()
-    }
-
-    /// Writes points; how many ids were new. All or nothing.
+    /// Whether it is served.
     ///
     /// # Errors
-    /// [`Error::CollectionNotFound`] once it is dropped, [`Error::Internal`] naming the file, or a device error.
-    pub async fn upsert(&self, points: Points) -> Result<u64, Error> {
-        let count = points.ids.len();
-        let written = self.change(move |store, fields| {
-            let inserted = store.write(&points)?;
-            let ids: Vec<Arc<str>> = points.ids.iter().map(|id| Arc::from(id.as_str())).collect();
-            let payloads = (0..ids.len()).map(|row| points.payloads.get(row).map_or("", String::as_str));
-            let read = if fields.is_empty() {
-                Read::new()
-            } else {
-                columns::read(fields, payloads)
-            };
-            Ok((inserted, Change::Upsert(ids, points.vectors, read, points.sparse)))
-        });
-        let inserted = written.await?;
-        self.shared.usage.upserted(count);
-        Ok(inserted)
-    }
-
-    /// Removes points; how many were there.
-    ///
-    /// # Errors
-    /// As [`Self::upsert`].
-    pub async fn remove(&self, ids: Vec<String>) -> Result<u64, Error> {
-        let removed = self
-            .change(move |store, _| Ok((store.remove(&ids)?, Change::Remove(ids))))
-            .await?;
-        self.shared.usage.deleted(removed);
-        Ok(removed)
+    /// [`Error::CollectionDamaged`] once its file was seen to be damaged.
+    pub fn check(&self) -> Result<(), Error> {
+        self.shared.damage.get().map_or(Ok(()), |damage| Err(damage.clone()))
     }
 
     /// The nearest points of each query.
@@ -152,10 +133,12 @@ impl Collection {
                 .map(|hits| hits.into_iter().map(|hit| (hit, String::new())).collect())
                 .collect());
         }
-        blocking(move || {
+        let reader = Arc::clone(&shared);
+        let payloads = blocking(move || {
             let mut left = MAX_ANSWER;
             let found = hits.into_iter().map(|hits| {
-                let payloads = shared.store.payloads(hits.iter().map(|hit| &*hit.id))?;
+                let ids: Vec<&str> = hits.iter().map(|hit| &*hit.id).collect();
+                let payloads = reader.store.payloads(&ids)?;
                 let bytes: usize = payloads.iter().map(String::len).sum();
                 left = left.checked_sub(bytes).ok_or_else(|| {
                     Error::invalid(
@@ -166,8 +149,8 @@ impl Collection {
                 Ok(hits.into_iter().zip(payloads).collect())
             });
             found.collect()
-        })
-        .await
+        });
+        shared.noticed(payloads.await)
     }
 
     /// How many points match.
@@ -187,9 +170,9 @@ impl Collection {
     /// [`Error::Internal`] naming the file.
     pub async fn fetch(&self, ids: Vec<String>, wanted: Wanted) -> Result<Fetched, Error> {
         self.shared.check_open()?;
-        let shared = Arc::clone(&self.shared);
-        let fetched = blocking(move || shared.store.fetch(ids, wanted, MAX_ANSWER)).await?;
-        fetched.ok_or_else(|| {
+        let reader = Arc::clone(&self.shared);
+        let fetched = blocking(move || reader.store.fetch(&ids, wanted, MAX_ANSWER)).await;
+        self.shared.noticed(fetched)?.ok_or_else(|| {
             Error::invalid(
                 "ids",
                 "have more than 24 MiB of vectors, payloads and sparse vectors; ask for fewer",
@@ -207,7 +190,23 @@ impl Collection {
         &self.shared.usage
     }
 
-    /// Ends it: waits for the running write, refuses all later calls, frees the view.
+    /// Ends it: waits for the running write, removes the file, refuses all later calls, frees the view; how many points it had.
+    ///
+    /// # Errors
+    /// [`Error::StorageReadOnly`] or [`Error::Internal`] if the file cannot be removed: nothing has changed then. A device
+    /// error.
+    pub async fn drop(&self) -> Result<u64, Error> {
+        let no_write_runs = self.shared.writing.lock().await;
+        let path = self.shared.store.path().to_owned();
+        blocking(move || store::discard(&path)).await?;
+        let points = self.points();
+        self.shared.end(DROPPED);
+        drop(no_write_runs);
+        self.close().await?;
+        Ok(points)
+    }
+
+    /// Ends it: waits for the running write, refuses all later calls, frees the view. Its file stays.
     ///
     /// # Errors
     /// A device error.
@@ -266,51 +265,10 @@ impl Collection {
         });
         task.await.map_err(Error::internal)?
     }
-
-    /// File first, then view, in a task of its own: a caller that leaves between the two must not part them.
-    async fn change(
-        &self,
-        write: impl FnOnce(&Store, &[Field]) -> Result<(u64, Change), Error> + Send + 'static,
-    ) -> Result<u64, Error> {
-        let shared = Arc::clone(&self.shared);
-        let task = tokio::spawn(async move {
-            let _one_at_a_time = shared.writing.lock().await;
-            shared.check_open()?;
-            // Nothing may be written that could then not be shown.
-            shared.engine.check_tasks()?;
-            shared.refresh().await?;
-            let writer = Arc::clone(&shared);
-            let fields = shared.fields();
-            let (count, change) = shared.stale_on_error(blocking(move || write(&writer.store, &fields)).await)?;
-            let key = shared.key;
-            let applied = shared.engine.run_owed(move |views| {
-                let view = views.get(key)?;
-                match change {
-                    Change::Upsert(ids, rows, read, sparse) => {
-                        view.upsert(&ids, &rows, read)?;
-                        view.write_sparse(&ids, &sparse)?;
-                    }
-                    Change::Remove(ids) => view.remove(&ids)?,
-                }
-                Ok((view.len(), view.device_bytes(), view.fields()))
-            });
-            let (points, device_bytes, fields) = shared.stale_on_error(applied.await)?;
-            shared.set_fields(fields);
-            shared.usage.set_device_bytes(device_bytes);
-            shared.points.store(points, Ordering::Release);
-            Ok(count)
-        });
-        task.await.map_err(Error::internal)?
-    }
-}
-
-enum Change {
-    Upsert(Vec<Arc<str>>, Vec<f32>, Read, Rows),
-    Remove(Vec<String>),
 }
 
 impl Shared {
-    /// After a failed write it is not certain what the file holds, so the view is rebuilt before its next use.
+    /// After a failed write it is not certain what the file holds, so that is looked at before the view's next use.
     fn stale_on_error<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
         if result.is_err() {
             self.stale.store(true, Ordering::Release);
@@ -326,7 +284,21 @@ impl Shared {
         result
     }
 
+    /// What was read or written; damage ends the collection at once.
+    fn noticed<T>(&self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error @ Error::CollectionDamaged { .. }) = &result
+            && self.damage.set(error.clone()).is_ok()
+        {
+            tracing::error!(%error, file = %self.store.path().display(), "collection not served any more");
+            self.alarm.send_modify(|count| *count += 1);
+        }
+        result
+    }
+
     fn check_open(&self) -> Result<(), Error> {
+        if let Some(damage) = self.damage.get() {
+            return Err(damage.clone());
+        }
         let name = || self.name.clone();
         match self.life.load(Ordering::Acquire) {
             OPEN => Ok(()),
@@ -344,6 +316,14 @@ impl Shared {
 
     fn fields(&self) -> Vec<Field> {
         self.fields.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn shown(&self) -> Option<u64> {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_shown(&self, generation: Option<u64>) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = generation;
     }
 
     fn set_fields(&self, fields: Vec<Field>) {
@@ -365,7 +345,7 @@ impl Shared {
         let fields: BTreeSet<Field> = filter.fields().into_iter().map(|(field, _)| field.clone()).collect();
         let fields: Vec<Field> = fields.into_iter().collect();
         let reader = Arc::clone(self);
-        let (ids, read) = blocking(move || reader.columns_of_file(&fields)).await?;
+        let (ids, read) = self.noticed(blocking(move || reader.columns_of_file(&fields)).await)?;
         let key = self.key;
         let added = self.engine.run_owed(move |views| {
             let view = views.get(key)?;
@@ -402,7 +382,14 @@ impl Shared {
             return Ok(());
         }
         let reader = Arc::clone(self);
-        let points = blocking(move || reader.store.read_all()).await?;
+        let shown = self.shown();
+        if shown.is_some() && shown == Some(self.noticed(blocking(move || reader.store.generation()).await)?) {
+            self.stale.store(false, Ordering::Release);
+            return Ok(());
+        }
+        self.set_shown(None);
+        let reader = Arc::clone(self);
+        let (points, generation) = self.noticed(blocking(move || reader.store.read_all()).await)?;
         let (key, properties) = (self.key, self.store.properties);
         let ids: Vec<Arc<str>> = points.ids.iter().map(|id| Arc::from(id.as_str())).collect();
         let count = ids.len();
@@ -411,6 +398,7 @@ impl Shared {
             Ok(views.get(key)?.device_bytes())
         });
         self.usage.set_device_bytes(built.await?);
+        self.set_shown(Some(generation));
         self.set_fields(Vec::new());
         self.points.store(count, Ordering::Release);
         self.stale.store(false, Ordering::Release);

@@ -27,7 +27,7 @@ use medkg_telemetry::tenant::TenantId;
 
 use crate::engine::Engine;
 use crate::error::Error;
-use collection::Collection;
+use collection::{Alarm, Collection};
 use store::{Properties, Store, UNFINISHED};
 
 /// Ending of a file that is being restored.
@@ -43,8 +43,10 @@ pub struct Collections {
     open: RwLock<BTreeMap<String, BTreeMap<String, Arc<Entry>>>>,
     /// Serialises creating and dropping.
     changes: tokio::sync::Mutex<()>,
-    /// Held as long as the process lives: two servers on one folder would each write what the other does not see.
-    _lock: File,
+    alarm: Alarm,
+    /// Held as long as the process lives: two servers on one folder would each write what the other does not see. None
+    /// where nobody can write.
+    _lock: Option<File>,
 }
 
 /// All collections together.
@@ -71,7 +73,17 @@ pub struct Listed {
 #[derive(Debug)]
 enum Entry {
     Open(Collection),
-    Damaged { path: PathBuf, problem: String },
+    Refused { path: PathBuf, error: Error },
+}
+
+impl Entry {
+    /// The collection, if it is served.
+    fn served(&self) -> Result<&Collection, Error> {
+        match self {
+            Self::Open(collection) => collection.check().map(|()| collection),
+            Self::Refused { error, .. } => Err(error.clone()),
+        }
+    }
 }
 
 impl Collections {
@@ -80,28 +92,23 @@ impl Collections {
     ///
     /// # Errors
     /// [`Error::Internal`] when the folder itself cannot be read; a device error.
-    pub async fn open(root: &Path, engine: Arc<Engine>) -> Result<Self, Error> {
+    pub async fn open(root: &Path, engine: Arc<Engine>, alarm: Alarm) -> Result<Self, Error> {
         let failed = |error: std::io::Error| Error::internal(format!("{}: {error}", root.display()));
         std::fs::create_dir_all(root).map_err(failed)?;
         let lock = lock(root).await.map_err(failed)?;
         let mut open: BTreeMap<String, BTreeMap<String, Arc<Entry>>> = BTreeMap::new();
         for (tenant, name, path) in files(root).map_err(failed)? {
-            let entry = match Store::open(&path) {
-                Ok(store) => match Collection::load(name.clone(), store, &engine).await {
+            let file = path.clone();
+            let entry = match blocking(move || Store::open(&file)).await {
+                Ok(store) => match Collection::load(name.clone(), store, &engine, alarm.clone()).await {
                     Ok(collection) => Entry::Open(collection),
                     Err(error) if error.is_sticky() => return Err(error),
-                    Err(error) => {
-                        tracing::error!(%error, file = %path.display(), "a collection could not be loaded");
-                        Entry::Damaged {
-                            path,
-                            problem: "its points could not be loaded; the server's log says why".to_owned(),
-                        }
-                    }
+                    Err(error) => Entry::Refused { path, error },
                 },
-                Err(problem) => Entry::Damaged { path, problem },
+                Err(error) => Entry::Refused { path, error },
             };
-            if let Entry::Damaged { path, problem } = &entry {
-                tracing::error!(%tenant, collection = %name, file = %path.display(), problem, "collection not served");
+            if let Entry::Refused { path, error } = &entry {
+                tracing::error!(%tenant, collection = %name, file = %path.display(), %error, "collection not served");
             }
             open.entry(tenant).or_default().insert(name, Arc::new(entry));
         }
@@ -110,6 +117,7 @@ impl Collections {
             engine,
             open: RwLock::new(open),
             changes: tokio::sync::Mutex::new(()),
+            alarm,
             _lock: lock,
         })
     }
@@ -124,10 +132,18 @@ impl Collections {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let entries = open.get(tenant).into_iter().flatten();
         entries
-            .filter_map(|(name, entry)| match entry.as_ref() {
-                Entry::Open(collection) => Some((name.clone(), collection.properties)),
-                Entry::Damaged { .. } => None,
-            })
+            .filter_map(|(name, entry)| Some((name.clone(), entry.served().ok()?.properties)))
+            .collect()
+    }
+
+    /// Tenant and name of every collection that is not served. For operators: tenants must not learn of each other's.
+    pub fn refused(&self) -> Vec<(String, String)> {
+        let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
+        let all = open
+            .iter()
+            .flat_map(|(tenant, entries)| entries.iter().map(move |entry| (tenant, entry)));
+        all.filter(|(_, (_, entry))| entry.served().is_err())
+            .map(|(tenant, (name, _))| (tenant.clone(), name.clone()))
             .collect()
     }
 
@@ -136,12 +152,12 @@ impl Collections {
         let open = self.open.read().unwrap_or_else(PoisonError::into_inner);
         let mut totals = Totals::default();
         for entry in open.values().flat_map(BTreeMap::values) {
-            match entry.as_ref() {
-                Entry::Open(collection) => {
+            match entry.served() {
+                Ok(collection) => {
                     totals.served += 1;
                     totals.points += collection.points();
                 }
-                Entry::Damaged { .. } => totals.damaged += 1,
+                Err(_) => totals.damaged += 1,
             }
         }
         totals
@@ -154,15 +170,15 @@ impl Collections {
         let wanted = open.iter().filter(|(of, _)| tenant.is_none_or(|tenant| *of == tenant));
         for (tenant, collections) in wanted {
             for (name, entry) in collections {
-                match entry.as_ref() {
-                    Entry::Open(_) => {
+                match entry.served() {
+                    Ok(_) => {
                         let handle = Handle {
                             name: name.clone(),
                             entry: Arc::clone(entry),
                         };
                         listed.served.push((tenant.clone(), handle));
                     }
-                    Entry::Damaged { .. } => listed.damaged.push((tenant.clone(), name.clone())),
+                    Err(_) => listed.damaged.push((tenant.clone(), name.clone())),
                 }
             }
         }
@@ -191,7 +207,7 @@ impl Collections {
         }
         let path = self.root.join(tenant).join(format!("{name}.redb"));
         let store = blocking(move || Store::create(&path, wanted)).await?;
-        let collection = Collection::load(name.to_owned(), store, &self.engine).await?;
+        let collection = Collection::load(name.to_owned(), store, &self.engine, self.alarm.clone()).await?;
         self.put(tenant, name, Entry::Open(collection));
         Ok(true)
     }
@@ -206,17 +222,18 @@ impl Collections {
     /// Removes a collection and its file; how many points it had. Works on a damaged one too.
     ///
     /// # Errors
-    /// [`Error::CollectionNotFound`], [`Error::Internal`] when the file cannot be removed.
+    /// [`Error::CollectionNotFound`], [`Error::StorageReadOnly`], [`Error::Internal`] when the file cannot be removed.
     pub async fn drop(&self, tenant: &str, name: &str) -> Result<u64, Error> {
         let _one_at_a_time = self.changes.lock().await;
         let found = self.get(tenant, name)?;
-        let (path, points) = match found.entry.as_ref() {
-            Entry::Open(collection) => {
-                let points = collection.points();
-                collection.close().await?;
-                (collection.path(), points)
+        // The file first: if it cannot be removed, nothing has changed.
+        let points = match found.entry.as_ref() {
+            Entry::Open(collection) => collection.drop().await?,
+            Entry::Refused { path, .. } => {
+                let path = path.clone();
+                blocking(move || store::discard(&path)).await?;
+                0
             }
-            Entry::Damaged { path, .. } => (path.clone(), 0),
         };
         if let Some(collections) = self
             .open
@@ -226,13 +243,7 @@ impl Collections {
         {
             collections.remove(name);
         }
-        let remove = move || match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::internal(format!("{}: {error}", path.display())))
-            }
-            _ => Ok(()),
-        };
-        blocking(remove).await?;
+        self.alarm.send_modify(|count| *count += 1);
         Ok(points)
     }
 
@@ -269,26 +280,32 @@ impl Handle {
     /// The collection.
     ///
     /// # Errors
-    /// [`Error::CollectionDamaged`].
+    /// [`Error::CollectionDamaged`], or what else keeps it from being served.
     pub fn open(&self) -> Result<&Collection, Error> {
-        match self.entry.as_ref() {
-            Entry::Open(collection) => Ok(collection),
-            Entry::Damaged { problem, .. } => Err(Error::CollectionDamaged {
-                name: self.name.clone(),
-                problem: problem.clone(),
-            }),
-        }
+        self.entry.served()
     }
 }
 
 /// Takes the folder for this process alone. Waits for a server that is still draining, as a rolling update needs it.
-async fn lock(root: &Path) -> std::io::Result<File> {
+async fn lock(root: &Path) -> std::io::Result<Option<File>> {
     let path = root.join(".lock");
-    let file = File::create(&path)?;
+    let file = match File::create(&path) {
+        Ok(file) => file,
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied
+            ) =>
+        {
+            tracing::warn!(folder = %root.display(), %error, "the data folder cannot be written; collections can be read only");
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
     let mut told = false;
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(Some(file)),
             Err(TryLockError::WouldBlock) => {
                 if !told {
                     tracing::warn!(lock = %path.display(), "another server uses the data folder; waiting until it ends");
@@ -327,7 +344,9 @@ fn files(root: &Path) -> std::io::Result<Vec<(String, String, PathBuf)>> {
             if let Some(unfinished) = file.strip_suffix(UNFINISHED).or_else(|| file.strip_suffix(RESTORING)) {
                 // It was being created or restored when the process ended; nobody was told that it exists.
                 tracing::warn!(collection = unfinished, "removing a collection that was never finished");
-                std::fs::remove_file(&path)?;
+                if let Err(error) = std::fs::remove_file(&path) {
+                    tracing::warn!(file = %path.display(), %error, "it cannot be removed; it is left out");
+                }
             } else if let Some(name) = file.strip_suffix(".redb") {
                 found.push((tenant.clone(), name.to_owned(), path));
             }
@@ -341,3 +360,7 @@ fn files(root: &Path) -> std::io::Result<Vec<(String, String, PathBuf)>> {
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
 }
+
+#[cfg(test)]
+#[path = "collections_tests.rs"]
+mod tests;

@@ -13,11 +13,11 @@ fn store(folder: &std::path::Path, metric: Metric, vectors: &[[f32; 2]]) -> Stor
     let store = Store::create(&folder.join("c.redb"), properties).unwrap();
     let points = Points {
         ids: (0..vectors.len()).map(|i| format!("p{i}")).collect(),
-        vectors: vectors.concat(),
+        vectors: bytemuck::cast_slice(vectors).to_vec().into(),
         payloads: Vec::new(),
         ..Points::default()
     };
-    store.write(&points).unwrap();
+    store.write(&points, || Ok(())).unwrap();
     store
 }
 

@@ -1,24 +1,29 @@
 //! A collection's file: a redb database with its properties, its vectors (f32, little-endian) and its payloads (JSON
 //! text). redb commits with fsync by default: what `write` returned for is on disk.
 
+mod blocks;
 mod copy;
+mod file;
+mod older;
+mod payloads;
 pub mod scan;
 mod sparse;
 
 use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::path::Path;
 
-use redb::{Builder, Database, ReadableDatabase as _, ReadableTable as _, RepairSession, TableDefinition};
+use bytes::Bytes;
+use redb::{ReadTransaction, ReadableTable as _, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
+use self::file::{File, Stop};
 use super::sparse::Rows;
 use crate::error::Error;
 
+/// "collection": what never changes, as JSON; "generation": how many writes there were, as u64, little-endian.
 const PROPERTIES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("properties");
-const VECTORS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("vectors");
-const PAYLOADS: TableDefinition<'_, &str, &str> = TableDefinition::new("payloads");
+const COLLECTION: &str = "collection";
+const GENERATION: &str = "generation";
 
 /// Ending of a file that is still being made.
 pub const UNFINISHED: &str = ".new";
@@ -83,8 +88,8 @@ impl std::fmt::Display for Properties {
 pub struct Points {
     /// No duplicates.
     pub ids: Vec<String>,
-    /// Row-major [ids, dimension].
-    pub vectors: Vec<f32>,
+    /// Row-major [ids, dimension], f32 little-endian.
+    pub vectors: Bytes,
     /// One per id, "" for none; or empty for none at all.
     pub payloads: Vec<String>,
     /// One row per id, or no rows for none at all.
@@ -117,250 +122,237 @@ pub struct Fetched {
     pub missing: Vec<String>,
 }
 
+/// What a write did.
+#[derive(Debug, Clone, Copy)]
+pub struct Written {
+    /// Ids that it added, or removed.
+    pub count: u64,
+    /// Of the file, since.
+    pub generation: u64,
+}
+
 /// An open file.
 #[derive(Debug)]
 pub struct Store {
-    database: Database,
-    /// The file.
-    pub path: PathBuf,
+    file: File,
     /// As written when it was made.
     pub properties: Properties,
 }
 
-/// Says once that the file is checked, which takes time where there are many points.
-fn unfinished_business(path: &Path) -> impl Fn(&mut RepairSession) + 'static {
-    let (file, said) = (path.display().to_string(), Once::new());
-    move |_| said.call_once(|| tracing::warn!(%file, "the collection was not closed; its file is checked"))
+fn row_bytes(properties: Properties) -> usize {
+    properties.dimension * size_of::<f32>()
 }
 
 impl Store {
     /// Makes the file: under another name first, so that a half-made one is never taken for a collection.
     ///
     /// # Errors
-    /// [`Error::Internal`] naming the file.
+    /// [`Error::StorageFull`], [`Error::StorageReadOnly`], [`Error::Internal`] naming the file; there is no file then.
     pub fn create(path: &Path, properties: Properties) -> Result<Self, Error> {
-        let failed = |error: &dyn std::fmt::Display| Error::internal(format!("{}: {error}", path.display()));
-        let folder = path.parent().ok_or_else(|| failed(&"it has no folder"))?;
-        std::fs::create_dir_all(folder).map_err(|e| failed(&e))?;
         let unfinished = path.with_extension(UNFINISHED.trim_start_matches('.'));
-        let bytes = serde_json::to_vec(&properties).map_err(|e| failed(&e))?;
-        let write = || -> Result<(), redb::Error> {
-            let database = Database::create(&unfinished)?;
+        let made = Self::make(path, &unfinished, properties);
+        if made.is_err() {
+            // It may not be there, and the next start would remove it.
+            let _ = std::fs::remove_file(&unfinished);
+        }
+        made?;
+        Self::open(path)
+    }
+
+    fn make(path: &Path, unfinished: &Path, properties: Properties) -> Result<(), Error> {
+        let failed = |error: std::io::Error| file::told_io(path, &error);
+        let folder = path
+            .parent()
+            .ok_or_else(|| Error::internal("a collection's file has no folder"))?;
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        let json = serde_json::to_vec(&properties).map_err(Error::internal)?;
+        let write = || -> Result<(), Stop> {
+            let (builder, _) = file::builder(unfinished);
+            let database = builder.create(unfinished)?;
             let transaction = database.begin_write()?;
             transaction
                 .open_table(PROPERTIES)?
-                .insert("collection", bytes.as_slice())?;
-            transaction.open_table(VECTORS)?;
-            transaction.open_table(PAYLOADS)?;
+                .insert(COLLECTION, json.as_slice())?;
+            blocks::Writer::new(&transaction, row_bytes(properties))?.finish()?;
+            payloads::Writer::new(&transaction)?;
             sparse::make(&transaction, properties)?;
             Ok(transaction.commit()?)
         };
-        write().map_err(|error| told(path, &error))?;
-        std::fs::rename(&unfinished, path).map_err(|e| failed(&e))?;
+        file::guarded(path, write)?;
+        std::fs::rename(unfinished, path).map_err(failed)?;
         // The new name is on disk once its folder is.
         std::fs::File::open(folder)
             .and_then(|folder| folder.sync_all())
-            .map_err(|e| failed(&e))?;
-        Self::open(path).map_err(|problem| failed(&problem))
+            .map_err(failed)
     }
 
-    /// Opens the file.
+    /// Opens the file, and checks all of it. One that an older version wrote is rewritten.
     ///
     /// # Errors
-    /// In words without paths, why it cannot be read. A damaged file may make redb panic; that is caught here and told
-    /// the same way.
-    pub fn open(path: &Path) -> Result<Self, String> {
-        let open = || -> Result<Self, redb::Error> {
-            let database = Builder::new()
-                .set_repair_callback(unfinished_business(path))
-                .open(path)?;
-            let transaction = database.begin_read()?;
-            let table = transaction.open_table(PROPERTIES)?;
-            let value = table.get("collection")?;
-            let value = value.ok_or_else(|| redb::Error::Corrupted("it has no properties".to_owned()))?;
-            let properties = serde_json::from_slice(value.value())
-                .map_err(|error| redb::Error::Corrupted(format!("its properties are unreadable ({error})")))?;
-            drop(value);
-            drop(table);
-            Ok(Self {
-                database,
-                path: path.to_owned(),
-                properties,
-            })
-        };
-        catch_unwind(AssertUnwindSafe(open))
-            .map_err(|_| "the file is damaged".to_owned())?
-            .map_err(|error| error.to_string())
+    /// [`Error::CollectionDamaged`]; [`Error::StorageFull`] or [`Error::StorageReadOnly`] where it has to be rewritten or
+    /// repaired and cannot be; [`Error::Internal`] naming the file.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let mut properties = None;
+        let file = File::open(path, |transaction| {
+            let found = read_properties(transaction)?;
+            properties = Some(found);
+            Ok(row_bytes(found))
+        })?;
+        let properties = properties.ok_or_else(|| Error::internal("a file without properties was opened"))?;
+        Ok(Self { file, properties })
     }
 
-    /// Every point, in the order of ids.
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// Every point without its payload, in no order; and the generation that this is.
     ///
     /// # Errors
-    /// [`Error::Internal`] naming the file.
-    pub fn read_all(&self) -> Result<Points, Error> {
-        let read = || -> Result<Points, redb::Error> {
-            let transaction = self.database.begin_read()?;
-            let table = transaction.open_table(VECTORS)?;
-            let mut points = Points::default();
-            for entry in table.iter()? {
-                let (id, bytes) = entry?;
-                let before = points.vectors.len();
-                points.vectors.extend(floats(bytes.value()));
-                if points.vectors.len() - before != self.properties.dimension {
-                    let found = points.vectors.len() - before;
-                    return Err(redb::Error::Corrupted(format!("{:?} has {found} elements", id.value())));
+    /// [`Error::CollectionDamaged`], [`Error::Internal`] naming the file.
+    pub fn read_all(&self) -> Result<(Points, u64), Error> {
+        self.file.read(|transaction| {
+            let (ids, rows) = blocks::Reader::new(transaction, row_bytes(self.properties))?.read_all()?;
+            let points = Points {
+                sparse: sparse::of_some(transaction, self.properties, &ids)?,
+                ids,
+                vectors: rows.into(),
+                payloads: Vec::new(),
+            };
+            Ok((points, generation(transaction)?))
+        })
+    }
+
+    /// How many writes the file has seen.
+    ///
+    /// # Errors
+    /// As [`Self::read_all`].
+    pub fn generation(&self) -> Result<u64, Error> {
+        self.file.read(generation)
+    }
+
+    /// Writes all points or none; the ids that were not there before are counted. `ready` is asked when everything but the
+    /// commit is done; an error of it is returned, and nothing is written.
+    ///
+    /// # Errors
+    /// [`Error::StorageFull`], [`Error::StorageReadOnly`], [`Error::CollectionDamaged`], [`Error::Internal`] naming the file:
+    /// nothing is changed, unless the commit itself failed, which [`Self::generation`] tells.
+    pub fn write(&self, points: &Points, ready: impl FnOnce() -> Result<(), Error>) -> Result<Written, Error> {
+        let write = |transaction: &WriteTransaction| {
+            let mut count = 0;
+            let mut payloads = payloads::Writer::new(transaction)?;
+            let mut vectors = blocks::Writer::new(transaction, row_bytes(self.properties))?;
+            vectors.upsert(&points.ids, &points.vectors, |at, new| {
+                count += u64::from(new);
+                match points.payloads.get(at).map(String::as_str) {
+                    None | Some("") if new => Ok(()),
+                    None | Some("") => payloads.remove(&points.ids[at]),
+                    Some(payload) => payloads.insert(&points.ids[at], payload),
                 }
-                points.ids.push(id.value().to_owned());
-            }
-            points.sparse = sparse::of_all(&transaction, self.properties, &points.ids)?;
-            Ok(points)
+            })?;
+            vectors.finish()?;
+            sparse::write(transaction, self.properties, &points.ids, &points.sparse)?;
+            let generation = next_generation(transaction)?;
+            Ok(Written { count, generation })
         };
-        self.guarded(read)
+        self.file.write(write, ready)
     }
 
-    /// Writes all points or none; the ids that were not there before are counted.
+    /// Removes points; those that were there are counted.
     ///
     /// # Errors
-    /// [`Error::Internal`] naming the file; nothing is changed then.
-    pub fn write(&self, points: &Points) -> Result<u64, Error> {
-        let write = || -> Result<u64, redb::Error> {
-            let transaction = self.database.begin_write()?;
-            let mut inserted = 0;
-            {
-                let mut vectors = transaction.open_table(VECTORS)?;
-                let mut payloads = transaction.open_table(PAYLOADS)?;
-                for (row, id) in points.ids.iter().enumerate() {
-                    let vector = &points.vectors[row * self.properties.dimension..][..self.properties.dimension];
-                    let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
-                    inserted += u64::from(vectors.insert(id.as_str(), bytes.as_slice())?.is_none());
-                    match points.payloads.get(row).map(String::as_str) {
-                        None | Some("") => drop(payloads.remove(id.as_str())?),
-                        Some(payload) => drop(payloads.insert(id.as_str(), payload)?),
-                    }
-                }
-            }
-            sparse::write(&transaction, self.properties, &points.ids, &points.sparse)?;
-            transaction.commit()?;
-            Ok(inserted)
-        };
-        self.guarded(write)
-    }
-
-    /// Removes points; those that were there.
-    ///
-    /// # Errors
-    /// [`Error::Internal`] naming the file; nothing is changed then.
-    pub fn remove(&self, ids: &[String]) -> Result<u64, Error> {
-        let write = || -> Result<u64, redb::Error> {
-            let transaction = self.database.begin_write()?;
-            let mut removed = 0;
-            {
-                let mut vectors = transaction.open_table(VECTORS)?;
-                let mut payloads = transaction.open_table(PAYLOADS)?;
-                for id in ids {
-                    removed += u64::from(vectors.remove(id.as_str())?.is_some());
-                    payloads.remove(id.as_str())?;
+    /// As [`Self::write`].
+    pub fn remove(&self, ids: &[String]) -> Result<Written, Error> {
+        let write = |transaction: &WriteTransaction| {
+            let mut count = 0;
+            let mut payloads = payloads::Writer::new(transaction)?;
+            let mut vectors = blocks::Writer::new(transaction, row_bytes(self.properties))?;
+            for id in ids {
+                if vectors.remove(id)? {
+                    count += 1;
+                    payloads.remove(id)?;
                 }
             }
-            sparse::write(&transaction, self.properties, ids, &Rows::default())?;
-            transaction.commit()?;
-            Ok(removed)
+            vectors.finish()?;
+            sparse::write(transaction, self.properties, ids, &Rows::default())?;
+            let generation = next_generation(transaction)?;
+            Ok(Written { count, generation })
         };
-        self.guarded(write)
+        self.file.write(write, || Ok(()))
     }
 
     /// The payloads of some ids, "" where there is none.
     ///
     /// # Errors
-    /// [`Error::Internal`] naming the file.
-    pub fn payloads<'a>(&self, ids: impl Iterator<Item = &'a str>) -> Result<Vec<String>, Error> {
-        let read = || -> Result<Vec<String>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(PAYLOADS)?;
-            ids.map(|id| {
-                Ok(table
-                    .get(id)?
-                    .map_or_else(String::new, |value| value.value().to_owned()))
-            })
-            .collect()
-        };
-        self.guarded(read)
+    /// As [`Self::read_all`].
+    pub fn payloads<S: AsRef<str>>(&self, ids: &[S]) -> Result<Vec<String>, Error> {
+        self.file.read(|transaction| {
+            let payloads = payloads::Reader::new(transaction)?;
+            ids.iter().map(|id| payloads.read(id.as_ref())).collect()
+        })
     }
 
     /// What some ids have; None where vectors, payloads and sparse vectors together take more than `most` bytes.
     ///
     /// # Errors
-    /// [`Error::Internal`] naming the file.
-    pub fn fetch(&self, ids: Vec<String>, wanted: Wanted, most: usize) -> Result<Option<Fetched>, Error> {
-        let read = || -> Result<Option<Fetched>, redb::Error> {
-            let transaction = self.database.begin_read()?;
-            let vectors = transaction.open_table(VECTORS)?;
-            let payloads = transaction.open_table(PAYLOADS)?;
+    /// As [`Self::read_all`].
+    pub fn fetch(&self, ids: &[String], wanted: Wanted, most: usize) -> Result<Option<Fetched>, Error> {
+        self.file.read(|transaction| {
+            let vectors = blocks::Reader::new(transaction, row_bytes(self.properties))?;
+            let payloads = payloads::Reader::new(transaction)?;
             let mut fetched = Fetched::default();
             let mut payload_bytes = 0;
             for id in ids {
-                let Some(vector) = vectors.get(id.as_str())? else {
-                    fetched.missing.push(id);
-                    continue;
+                let there = if wanted.vectors {
+                    vectors.read(id, &mut fetched.vectors)?
+                } else {
+                    vectors.has(id)?
                 };
-                if wanted.vectors {
-                    fetched.vectors.extend_from_slice(vector.value());
+                if !there {
+                    fetched.missing.push(id.clone());
+                    continue;
                 }
                 if wanted.payloads {
-                    let payload = payloads.get(id.as_str())?;
-                    let payload = payload.map_or_else(String::new, |payload| payload.value().to_owned());
+                    let payload = payloads.read(id)?;
                     payload_bytes += payload.len();
                     fetched.payloads.push(payload);
                 }
                 if fetched.vectors.len() + payload_bytes > most {
                     return Ok(None);
                 }
-                fetched.ids.push(id);
+                fetched.ids.push(id.clone());
             }
             if wanted.sparse {
-                fetched.sparse = sparse::of_some(&transaction, self.properties, &fetched.ids)?;
+                fetched.sparse = sparse::of_some(transaction, self.properties, &fetched.ids)?;
                 if fetched.vectors.len() + payload_bytes + fetched.sparse.bytes() > most {
                     return Ok(None);
                 }
             }
             Ok(Some(fetched))
-        };
-        self.guarded(read)
+        })
     }
 
     /// Gives `take` every id that has a payload, with it, until it says to stop.
     ///
     /// # Errors
-    /// [`Error::Internal`] naming the file.
+    /// As [`Self::read_all`].
     pub fn each_payload(&self, mut take: impl FnMut(&str, &str) -> ControlFlow<()>) -> Result<(), Error> {
-        let read = || -> Result<(), redb::Error> {
-            for entry in self.database.begin_read()?.open_table(PAYLOADS)?.iter()? {
-                let (id, payload) = entry?;
-                if take(id.value(), payload.value()).is_break() {
-                    break;
-                }
-            }
-            Ok(())
-        };
-        self.guarded(read)
+        self.file
+            .read_once(|transaction| Ok(payloads::Reader::new(transaction)?.each(&mut take)?))
     }
 
     /// Bytes of the file.
     pub fn disk_bytes(&self) -> u64 {
-        std::fs::metadata(&self.path).map_or(0, |data| data.len())
-    }
-
-    fn guarded<T>(&self, work: impl FnOnce() -> Result<T, redb::Error>) -> Result<T, Error> {
-        catch_unwind(AssertUnwindSafe(work))
-            .map_err(|_| Error::internal(format!("{}: the file is damaged", self.path.display())))?
-            .map_err(|error| told(&self.path, &error))
+        std::fs::metadata(self.path()).map_or(0, |data| data.len())
     }
 }
 
-fn told(path: &Path, error: &redb::Error) -> Error {
-    match error {
-        redb::Error::Io(io) if is_full(io.kind()) => Error::DiskFull,
-        _ => Error::internal(format!("{}: {error}", path.display())),
-    }
+/// The elements of vectors as the file has them.
+pub(super) fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes
+        .chunks_exact(4)
+        .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
 }
 
 /// Whether it is for lack of room that something could not be written.
@@ -372,9 +364,46 @@ pub(super) fn is_full(kind: std::io::ErrorKind) -> bool {
     )
 }
 
-/// The elements of vectors as the file has them.
-pub(super) fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    bytes
-        .chunks_exact(4)
-        .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
+/// Removes a collection's file, which may be open. That it is not there is fine.
+///
+/// # Errors
+/// [`Error::StorageReadOnly`], [`Error::Internal`] naming the file.
+pub fn discard(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file::told_io(path, &error)),
+        _ => Ok(()),
+    }
 }
+
+fn read_properties(transaction: &ReadTransaction) -> Result<Properties, redb::Error> {
+    let table = transaction.open_table(PROPERTIES)?;
+    let value = table.get(COLLECTION)?;
+    let value = value.ok_or_else(|| redb::Error::Corrupted("it has no properties".to_owned()))?;
+    let properties: Properties = serde_json::from_slice(value.value())
+        .map_err(|error| redb::Error::Corrupted(format!("its properties are unreadable ({error})")))?;
+    if properties.dimension == 0 {
+        return Err(redb::Error::Corrupted("its dimension is 0".to_owned()));
+    }
+    Ok(properties)
+}
+
+fn generation(transaction: &ReadTransaction) -> Result<u64, redb::Error> {
+    let value = transaction.open_table(PROPERTIES)?.get(GENERATION)?;
+    Ok(value.map_or(0, |value| number(value.value())))
+}
+
+fn next_generation(transaction: &WriteTransaction) -> Result<u64, redb::Error> {
+    let mut table = transaction.open_table(PROPERTIES)?;
+    let next = table.get(GENERATION)?.map_or(0, |value| number(value.value())) + 1;
+    table.insert(GENERATION, next.to_le_bytes().as_slice())?;
+    Ok(next)
+}
+
+/// Files that are older than the count have none.
+fn number(bytes: &[u8]) -> u64 {
+    bytes.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

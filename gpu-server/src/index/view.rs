@@ -16,6 +16,7 @@ use super::sparse::{Postings, Rows};
 use super::store::{Metric, Properties, Storage};
 use super::top::{keep_best, tile_top};
 use crate::error::Error;
+use crate::model::kernels::half_scores;
 use crate::model::pooling::normalize;
 
 /// Rows compared at once, at most.
@@ -24,6 +25,15 @@ const TILE: i64 = 65_536;
 const TILE_ELEMENTS: i64 = 32 * 1024 * 1024;
 /// Elements that are widened to f32 at once: they stay in the processor's cache, so that memory is read at half the width.
 const WIDENED_ELEMENTS: i64 = 512 * 1024;
+
+/// So many queries are compared with rows in half precision by a kernel that widens them in registers; for more of them a
+/// matrix product is worth its copies.
+const FEW_QUERIES: i64 = 8;
+/// Elements that are copied at once on a CPU: libtorch shares more out among its threads, and waiting for those costs more
+/// than copying, most of all where the cores have other work.
+const COPIED_ELEMENTS: i64 = 32 * 1024;
+/// Elements that are copied at once to a GPU.
+const SENT_ELEMENTS: i64 = 4 * 1024 * 1024;
 
 /// The views of all collections, owned by the first lane.
 #[derive(Debug)]
@@ -41,7 +51,7 @@ impl Views {
         }
     }
 
-    /// Makes a view of some rows (row-major) and keeps it under `key`, in place of any that was there.
+    /// Makes a view of some rows (row-major, f32 little-endian) and keeps it under `key`, in place of any that was there.
     ///
     /// # Errors
     /// What the device says.
@@ -50,12 +60,13 @@ impl Views {
         key: u64,
         properties: Properties,
         ids: &[Arc<str>],
-        rows: &[f32],
+        rows: &[u8],
         sparse: &Rows,
     ) -> Result<(), Error> {
         self.by_key.remove(&key);
         let mut view = View::new(properties, self.device)?;
-        view.upsert(ids, rows, Read::new())?;
+        let staged = view.stage(ids, rows)?;
+        view.apply(ids, staged, Read::new())?;
         view.write_sparse(ids, sparse)?;
         self.by_key.insert(key, view);
         Ok(())
@@ -75,6 +86,15 @@ impl Views {
     pub fn remove(&mut self, key: u64) {
         self.by_key.remove(&key);
     }
+}
+
+/// Rows that are on the device and that no search sees yet.
+#[derive(Debug)]
+pub struct Staged {
+    /// Points of the view then.
+    before: usize,
+    /// Places and rows, if some ids are there already; else the rows lie behind the last one in use.
+    moving: Option<(Tensor, Tensor)>,
 }
 
 /// One collection's rows.
@@ -143,20 +163,58 @@ impl View {
         }
     }
 
-    /// Adds rows, or replaces those whose id is there. `read` has their payloads' values for each of [`Self::fields`].
+    /// Puts the rows of a write on the device, where no search sees them: whatever the device can refuse, it refuses here,
+    /// before anything is committed. `rows` is row-major, f32 little-endian.
     ///
     /// # Errors
-    /// What the device says.
-    pub fn upsert(&mut self, ids: &[Arc<str>], rows: &[f32], read: Read) -> Result<(), Error> {
-        if ids.is_empty() {
-            return Ok(());
+    /// What the device says; nothing that is visible has changed.
+    pub fn stage(&mut self, ids: &[Arc<str>], rows: &[u8]) -> Result<Staged, Error> {
+        let places: Vec<Option<usize>> = ids.iter().map(|id| self.places.get(id).copied()).collect();
+        let added = places.iter().filter(|place| place.is_none()).count();
+        let before = self.ids.len();
+        self.reserve(before + added)?;
+        let count = int(ids.len())?;
+        if added == ids.len() {
+            // Behind the last row in use there is room for them already.
+            let room = self.rows.f_narrow(0, int(before)?, count)?;
+            self.fill(&room, rows)?;
+            return Ok(Staged { before, moving: None });
         }
-        let added = ids.iter().filter(|id| !self.places.contains_key(*id)).count();
-        self.reserve(self.ids.len() + added)?;
-        let mut fresh = Tensor::f_from_slice(rows)?.f_reshape(&[int(ids.len())?, self.dimension][..])?;
-        fresh = fresh.f_to_device(self.device)?;
-        if self.metric == Metric::Cosine {
-            fresh = normalize(&fresh)?;
+        let apart = Tensor::f_empty(&[count, self.dimension][..], (self.kind, self.device))?;
+        self.fill(&apart, rows)?;
+        let mut next = before;
+        let places = places.into_iter().map(|place| {
+            int(place.unwrap_or_else(|| {
+                next += 1;
+                next - 1
+            }))
+        });
+        let places: Vec<i64> = places.collect::<Result<_, _>>()?;
+        let places = Tensor::f_from_slice(&places)?.f_to_device(self.device)?;
+        Ok(Staged {
+            before,
+            moving: Some((places, apart)),
+        })
+    }
+
+    /// Makes visible what [`Self::stage`] put there for the same ids: adds them, or replaces those that are there. `read` has
+    /// their payloads' values for each of [`Self::fields`].
+    ///
+    /// # Errors
+    /// [`Error::Internal`] if something else was written in between; what the device says.
+    pub fn apply(&mut self, ids: &[Arc<str>], staged: Staged, read: Read) -> Result<(), Error> {
+        if staged.before != self.ids.len() {
+            return Err(Error::internal("a view was written to between two halves of a write"));
+        }
+        if let Some((places, rows)) = staged.moving {
+            let (step, count) = (self.copied_rows(), int(ids.len())?);
+            let mut start = 0;
+            while start < count {
+                let length = step.min(count - start);
+                let (places, rows) = (places.f_narrow(0, start, length)?, rows.f_narrow(0, start, length)?);
+                let _ = self.rows.f_index_copy_(0, &places, &rows)?;
+                start += length;
+            }
         }
         let mut places = Vec::with_capacity(ids.len());
         for id in ids {
@@ -167,9 +225,33 @@ impl View {
             places.push(place);
         }
         self.columns.write(&places, read);
-        let places: Vec<i64> = places.into_iter().map(int).collect::<Result<_, _>>()?;
-        let places = Tensor::f_from_slice(&places)?.f_to_device(self.device)?;
-        let _ = self.rows.f_index_copy_(0, &places, &fresh.f_to_kind(self.kind)?)?;
+        Ok(())
+    }
+
+    fn copied_rows(&self) -> i64 {
+        let elements = if self.device == Device::Cpu {
+            COPIED_ELEMENTS
+        } else {
+            SENT_ELEMENTS
+        };
+        (elements / self.dimension).max(1)
+    }
+
+    /// Writes rows into `room`, as the view keeps them.
+    fn fill(&self, room: &Tensor, rows: &[u8]) -> Result<(), Error> {
+        let row_bytes = usize::try_from(self.dimension).map_err(Error::internal)? * size_of::<f32>();
+        let step = usize::try_from(self.copied_rows()).map_err(Error::internal)?;
+        let mut start = 0;
+        for part in rows.chunks(step * row_bytes) {
+            let count = int(part.len() / row_bytes)?;
+            let fresh = Tensor::f_from_data_size(part, &[count, self.dimension], Kind::Float)?;
+            let mut fresh = fresh.f_to_device(self.device)?;
+            if self.metric == Metric::Cosine {
+                fresh = normalize(&fresh)?;
+            }
+            room.f_narrow(0, start, count)?.f_copy_(&fresh)?;
+            start += count;
+        }
         Ok(())
     }
 
@@ -305,6 +387,16 @@ impl View {
         let widened = |rows: &Tensor| score(&rows.f_to_kind(Kind::Float)?);
         if self.device != Device::Cpu {
             return Ok(widened(rows)?);
+        }
+        if queries.size2()?.0 <= FEW_QUERIES {
+            let scores = half_scores(queries, rows, self.metric == Metric::L2)?;
+            if let Some(mut scores) = scores {
+                return Ok(match self.metric {
+                    Metric::Dot => scores,
+                    Metric::Cosine => scores.f_clamp_(-1.0, 1.0)?,
+                    Metric::L2 => scores.f_neg_()?,
+                });
+            }
         }
         let parts = rows.f_split((WIDENED_ELEMENTS / self.dimension).max(1), 0)?;
         let parts: Vec<Tensor> = parts.iter().map(widened).collect::<Result<_, _>>()?;

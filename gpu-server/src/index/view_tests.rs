@@ -30,6 +30,11 @@ fn score(metric: Metric, a: &[f32], b: &[f32]) -> f64 {
     }
 }
 
+fn upsert(view: &mut View, ids: &[Arc<str>], rows: &[f32], read: Read) {
+    let staged = view.stage(ids, bytemuck::cast_slice(rows)).unwrap();
+    view.apply(ids, staged, read).unwrap();
+}
+
 fn vector() -> impl Strategy<Value = Vec<f32>> {
     // Few distinct values, so that equal scores happen; no zero vector.
     let signed = proptest::collection::vec((-2_i8..3).prop_map(f32::from), 3);
@@ -200,7 +205,7 @@ fn apply(view: &mut View, plain: &mut Plain, step: Step) {
             let points: Plain = points.into_iter().map(|(id, point)| (name(id), point)).collect();
             let rows: Vec<f32> = points.values().flat_map(|(vector, _)| vector.clone()).collect();
             let (ids, read) = read_of(&points, &view.fields());
-            view.upsert(&ids, &rows, read).unwrap();
+            upsert(view, &ids, &rows, read);
             plain.extend(points);
         }
         Step::Remove(ids) => {
@@ -295,7 +300,7 @@ fn view_of(ids: &[&str], scores: &[f32]) -> View {
     )
     .unwrap();
     let ids: Vec<Arc<str>> = ids.iter().map(|id| Arc::from(*id)).collect();
-    view.upsert(&ids, scores, Read::new()).unwrap();
+    upsert(&mut view, &ids, scores, Read::new());
     view
 }
 
@@ -355,7 +360,7 @@ fn half_the_memory_and_the_scores_of_the_rounded_rows_summed_in_f32() {
             Device::Cpu,
         )
         .unwrap();
-        view.upsert(&names, &rows, Read::new()).unwrap();
+        upsert(&mut view, &names, &rows, Read::new());
         assert_eq!(view.device_bytes(), (count * dimension * 2) as u64);
         let ask = Ask {
             queries: Queries::Dense(query.clone()),

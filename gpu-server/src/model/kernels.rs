@@ -57,6 +57,13 @@ unsafe extern "C" {
         problem: *mut c_char,
         capacity: usize,
     ) -> *mut C_tensor;
+    fn medkg_half_scores(
+        queries: *const C_tensor,
+        rows: *const C_tensor,
+        distances: c_int,
+        problem: *mut c_char,
+        capacity: usize,
+    ) -> *mut C_tensor;
     fn medkg_packed_attention(
         query: *const C_tensor,
         key: *const C_tensor,
@@ -261,6 +268,19 @@ pub fn add_layer_norm(
     })
 }
 
+/// Inner products, or Euclidean distances, of `queries` [count, size] f32 with `rows` [points, size] f16 or bf16, on a CPU:
+/// [count, points] f32. None where the kernel does not apply.
+///
+/// # Errors
+/// What the device says.
+pub fn half_scores(queries: &Tensor, rows: &Tensor, distances: bool) -> Result<Option<Tensor>, Error> {
+    let distances = c_int::from(distances);
+    // SAFETY: as in `PackedWeight::new`.
+    received_if(|problem, capacity| unsafe {
+        medkg_half_scores(queries.as_ptr(), rows.as_ptr(), distances, problem, capacity)
+    })
+}
+
 /// Attention within each sequence, on a GPU: query, key and value [tokens, heads, size], `starts` i32 [sequences + 1].
 ///
 /// # Errors
@@ -358,6 +378,37 @@ mod tests {
             for packed in every_way(&weight) {
                 let worst = worst(&packed, (&input, &weight), bias.as_ref(), activation);
                 prop_assert!(worst < tolerance, "{worst}");
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn scores_of_half_rows_are_those_of_the_widened_rows(
+            queries in 1_i64..5,
+            points in 1_i64..400,
+            size in 1_i64..200,
+            half: bool,
+            distances: bool,
+            seed: u32,
+        ) {
+            tch::manual_seed(i64::from(seed));
+            let kind = if half { Kind::Half } else { Kind::BFloat16 };
+            let make = |count: i64| Tensor::randn([count, size], (Kind::Float, Device::Cpu));
+            let (queries, rows) = (make(queries), make(points).to_kind(kind));
+            // A CPU without AVX-512 has no kernel to test.
+            if let Some(found) = half_scores(&queries, &rows, distances).unwrap() {
+                let (wide_queries, wide_rows) = (queries.to_kind(Kind::Double), rows.to_kind(Kind::Double));
+                let wanted = if distances {
+                    (wide_queries.unsqueeze(1) - wide_rows.unsqueeze(0)).square().sum_dim_intlist(2, false, None).sqrt()
+                } else {
+                    wide_queries.matmul(&wide_rows.transpose(0, 1))
+                };
+                prop_assert_eq!((found.size(), found.kind()), (wanted.size(), Kind::Float));
+                let worst = (found.to_kind(Kind::Double) - &wanted).abs().max().double_value(&[]);
+                prop_assert!(worst < 1e-5 * (size as f64).sqrt(), "{worst}");
             }
         }
     }

@@ -73,6 +73,8 @@ fn row(error: &Error) -> (Code, Reason, Option<Duration>) {
         Error::BackupDamaged { .. } => (Code::DataLoss, Reason::BackupDamaged, None),
         Error::DiskFull => (Code::ResourceExhausted, Reason::StorageFull, None),
         Error::CallerLeft => (Code::Cancelled, Reason::CallerLeft, None),
+        Error::StorageFull { .. } => (Code::ResourceExhausted, Reason::StorageFull, None),
+        Error::StorageReadOnly { .. } => (Code::FailedPrecondition, Reason::StorageReadOnly, None),
         Error::ShuttingDown => (Code::Unavailable, Reason::ShuttingDown, None),
         Error::NonFinite | Error::Internal { .. } => (Code::Internal, Reason::Internal, None),
         Error::OfInput { cause, .. } => row(cause),

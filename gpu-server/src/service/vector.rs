@@ -133,9 +133,10 @@ impl Vectors {
         let collection = handle.open()?;
         ids(&request.ids)?;
         let Properties { dimension, metric, .. } = collection.properties;
-        let vectors = validate::vectors("vectors", request.vectors, dimension, metric == Metric::Cosine)?;
-        if vectors.len() != request.ids.len() * dimension {
-            let (rows, ids) = (vectors.len() / dimension, request.ids.len());
+        let vectors = validate::rows("vectors", request.vectors, dimension, metric == Metric::Cosine)?;
+        let rows = vectors.len() / (dimension * size_of::<f32>());
+        if rows != request.ids.len() {
+            let ids = request.ids.len();
             return Err(Error::invalid(
                 "vectors.shape",
                 format!("has {rows} rows for {ids} ids"),
@@ -186,9 +187,10 @@ impl Vectors {
             ));
         }
         let Properties { dimension, metric, .. } = collection.properties;
-        let dense = request
-            .queries
-            .map(|queries| validate::vectors("queries", Some(queries), dimension, metric == Metric::Cosine));
+        let dense = request.queries.map(|queries| {
+            let rows = validate::rows("queries", Some(queries), dimension, metric == Metric::Cosine)?;
+            Ok::<Vec<f32>, Error>(validate::floats(&rows).collect())
+        });
         let by_distance = metric == Metric::L2 && request.sparse_queries.is_none();
         let queries = sparse::queries(
             dense.transpose()?,
@@ -283,15 +285,17 @@ impl Vectors {
 }
 
 /// Unit vectors always fit; others may become infinite in half precision.
-fn fits_f16(vectors: &[f32], dimension: usize) -> Result<(), Error> {
+fn fits_f16(vectors: &[u8], dimension: usize) -> Result<(), Error> {
     let most = half::f16::MAX.to_f32();
-    let Some(at) = vectors.iter().position(|value| value.abs() > most) else {
+    let Some((at, value)) = validate::floats(vectors)
+        .enumerate()
+        .find(|(_, value)| value.abs() > most)
+    else {
         return Ok(());
     };
     let problem = format!(
-        "has {:e} at element {}; the collection keeps f16, which holds magnitudes up to {most}: scale it down, or make a \
-         collection with storage bf16 or f32",
-        vectors[at],
+        "has {value:e} at element {}; the collection keeps f16, which holds magnitudes up to {most}: scale it down, or \
+         make a collection with storage bf16 or f32",
         at % dimension
     );
     Err(Error::invalid(format!("vectors[{}]", at / dimension), problem))

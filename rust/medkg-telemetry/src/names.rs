@@ -95,8 +95,10 @@ reasons! {
     BackupDamaged = "BACKUP_DAMAGED",
     /// The caller left before the work was done.
     CallerLeft = "CALLER_LEFT",
-    /// The disk has no room.
+    /// The disk has no room; waiting alone does not help.
     StorageFull = "STORAGE_FULL",
+    /// The data folder cannot be written.
+    StorageReadOnly = "STORAGE_READ_ONLY",
     /// The server is going away; another one may answer.
     ShuttingDown = "SHUTTING_DOWN",
     /// A defect of the server.
@@ -127,7 +129,7 @@ mod tests {
 
     #[test]
     fn every_reason_survives_the_wire() {
-        assert_eq!(Reason::ALL.len(), 25);
+        assert_eq!(Reason::ALL.len(), 26);
         for reason in Reason::ALL {
             assert_eq!(reason.as_str().parse(), Ok(*reason));
             assert_eq!(reason.to_string(), reason.as_str());

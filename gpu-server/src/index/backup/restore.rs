@@ -185,12 +185,12 @@ impl Collections {
         }
         let path = file(&self.root, &one.tenant, &one.collection);
         let (from, to) = (staged.to_owned(), path.clone());
-        let opened = blocking(move || Store::open_as(&from, &to).map_err(Error::internal)).await;
+        let opened = blocking(move || Store::open_as(&from, &to)).await;
         let store = opened.map_err(|error| damaged(backup, one, &format!("cannot be opened ({error})")))?;
         if store.properties != one.properties {
             return Err(damaged(backup, one, "has other properties than the manifest says"));
         }
-        let new = Collection::load(one.collection.clone(), store, &self.engine).await?;
+        let new = Collection::load(one.collection.clone(), store, &self.engine, self.alarm.clone()).await?;
         let named = if new.points() == one.points {
             self.name_it(one, new, staged, &path).await
         } else {
@@ -232,6 +232,8 @@ impl Collections {
             return Err((new, error));
         }
         self.put(&one.tenant, &one.collection, Entry::Open(new));
+        // What was damaged may be served again.
+        self.alarm.send_modify(|count| *count += 1);
         if let Some(old) = old {
             old.replaced();
             drop(no_write_runs);

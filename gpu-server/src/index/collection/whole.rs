@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Ask, Collection, Queries, View, blocking};
+use super::{Ask, Collection, View, blocking};
 use crate::error::Error;
+use crate::index::ask::Queries;
 use crate::index::recall::{self, Check, Limit, Recall};
 use crate::index::store::scan::{Part, Scan};
 
@@ -22,7 +23,7 @@ impl Collection {
     /// What [`super::Store::copy_to`] says.
     pub fn copy_to(&self, path: &Path, each: impl FnMut(u64) -> Result<(), Error>) -> Result<u64, Error> {
         self.shared.check_open()?;
-        self.shared.store.copy_to(path, each)
+        self.shared.noticed(self.shared.store.copy_to(path, each))
     }
 
     /// Gives `take` all points as they are when `begun` is called, part by part.
@@ -36,7 +37,7 @@ impl Collection {
         take: impl FnMut(Part) -> Result<(), Error>,
     ) -> Result<(), Error> {
         self.shared.check_open()?;
-        self.shared.store.scan(how, begun, take)
+        self.shared.noticed(self.shared.store.scan(how, begun, take))
     }
 
     /// Compares what search returns with the exact nearest points in float64.
@@ -48,7 +49,8 @@ impl Collection {
         self.shared.check_open()?;
         let (limit, _waiting) = Limit::new(deadline);
         let (reader, own) = (Arc::clone(&self.shared), limit.clone());
-        let sample = Arc::new(blocking(move || recall::draw(&reader.store, check, &own)).await?);
+        let drawn = blocking(move || recall::draw(&reader.store, check, &own)).await;
+        let sample = Arc::new(self.shared.noticed(drawn)?);
         // Held until the searches have answered: the file's state that is compared is the one that the view shows.
         let no_write_runs = self.shared.writing.lock().await;
         self.shared.check_open()?;
@@ -72,7 +74,7 @@ impl Collection {
         };
         let (searched, compared) = tokio::join!(searching, comparing);
         searched?;
-        compared
+        self.shared.noticed(compared)
     }
 
     /// What search returns for each of the sample, as a caller would get it.

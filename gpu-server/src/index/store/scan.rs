@@ -1,9 +1,8 @@
 //! Every point of a collection, in parts, as it was at one moment: what the file holds is read within one transaction of
 //! redb, which sees nothing that is written after it began. Memory is that of one part.
 
-use redb::{ReadableDatabase as _, ReadableTable as _};
-
-use super::{PAYLOADS, Store, VECTORS, sparse};
+use super::file::Stop;
+use super::{Store, blocks, payloads, row_bytes, sparse};
 use crate::error::Error;
 use crate::index::sparse::Rows;
 
@@ -46,27 +45,16 @@ impl Store {
         begun: impl FnOnce() -> Result<(), Error>,
         mut take: impl FnMut(Part) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let mut stopped = None;
-        let read = || -> Result<(), redb::Error> {
-            let transaction = self.database.begin_read()?;
-            if let Err(error) = begun() {
-                stopped = Some(error);
-                return Ok(());
-            }
-            let vectors = transaction.open_table(VECTORS)?;
-            let payloads = transaction.open_table(PAYLOADS)?;
-            let sparse = sparse::Table::open(&transaction, self.properties)?;
+        self.file.read_once(|transaction| {
+            begun().map_err(Stop::Other)?;
+            let vectors = blocks::Reader::new(transaction, row_bytes(self.properties))?;
+            let payloads = payloads::Reader::new(transaction)?;
+            let sparse = sparse::Table::open(transaction, self.properties)?;
             let (mut part, mut bytes) = (Part::default(), 0);
-            for entry in vectors.iter()? {
-                let (id, vector) = entry?;
-                let (id, vector) = (id.value(), vector.value());
-                if vector.len() != self.properties.dimension * size_of::<f32>() {
-                    return Err(redb::Error::Corrupted(format!("a vector has {} bytes", vector.len())));
-                }
+            vectors.each(|id, vector| {
                 bytes += id.len() + vector.len();
                 if scan.payloads {
-                    let payload = payloads.get(id)?;
-                    let payload = payload.map_or_else(String::new, |payload| payload.value().to_owned());
+                    let payload = payloads.read(id)?;
                     bytes += payload.len();
                     part.payloads.push(payload);
                     bytes += sparse.add(id, &mut part.sparse)?;
@@ -75,21 +63,15 @@ impl Store {
                 part.vectors.extend_from_slice(vector);
                 if bytes >= scan.part_bytes || part.ids.len() >= scan.part_points {
                     bytes = 0;
-                    if let Err(error) = take(std::mem::take(&mut part)) {
-                        stopped = Some(error);
-                        return Ok(());
-                    }
+                    take(std::mem::take(&mut part)).map_err(Stop::Other)?;
                 }
+                Ok(())
+            })?;
+            if part.ids.is_empty() {
+                return Ok(());
             }
-            if !part.ids.is_empty()
-                && let Err(error) = take(part)
-            {
-                stopped = Some(error);
-            }
-            Ok(())
-        };
-        self.guarded(read)?;
-        stopped.map_or(Ok(()), Err)
+            take(part).map_err(Stop::Other)
+        })
     }
 }
 
@@ -117,7 +99,9 @@ mod tests {
     fn points(from: u16, to: u16, value: f32) -> Points {
         Points {
             ids: (from..to).map(|i| format!("{i:04}")).collect(),
-            vectors: (from..to).flat_map(|i| [f32::from(i), value]).collect(),
+            vectors: bytemuck::cast_slice(&(from..to).map(|i| [f32::from(i), value]).collect::<Vec<_>>())
+                .to_vec()
+                .into(),
             payloads: (from..to)
                 .map(|i| {
                     if i % 2 == 0 {
@@ -135,9 +119,9 @@ mod tests {
     fn a_scan_is_one_moment_whatever_is_written_while_it_runs() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
-        store.write(&points(0, 100, 1.0)).unwrap();
-        let (mut seen, mut parts) = (Points::default(), 0);
-        let begun = || store.write(&points(50, 150, 2.0)).map(drop);
+        store.write(&points(0, 100, 1.0), || Ok(())).unwrap();
+        let (mut seen, mut vectors, mut parts) = (Points::default(), Vec::new(), 0);
+        let begun = || store.write(&points(50, 150, 2.0), || Ok(())).map(drop);
         let take = |part: Part| {
             parts += 1;
             let texts: usize = part.ids.iter().chain(&part.payloads).map(String::len).sum();
@@ -145,12 +129,13 @@ mod tests {
             // A write in the middle of it.
             store.remove(&[format!("{:04}", 99)])?;
             seen.ids.extend(part.ids);
-            seen.vectors.extend(crate::index::store::floats(&part.vectors));
+            vectors.extend(crate::index::store::floats(&part.vectors));
             seen.payloads.extend(part.payloads);
             Ok(())
         };
         store.scan(ALL, begun, take).unwrap();
         let expected = points(0, 100, 1.0);
+        let wanted: Vec<f32> = crate::index::store::floats(&expected.vectors).collect();
         let mut order: Vec<usize> = (0..seen.ids.len()).collect();
         order.sort_by_key(|&at| &seen.ids[at]);
         assert_eq!(
@@ -158,7 +143,7 @@ mod tests {
             expected.ids.iter().collect::<Vec<_>>()
         );
         for (place, &at) in order.iter().enumerate() {
-            assert_eq!(seen.vectors[at * 2..][..2], expected.vectors[place * 2..][..2]);
+            assert_eq!(vectors[at * 2..][..2], wanted[place * 2..][..2]);
             assert_eq!(seen.payloads[at], expected.payloads[place]);
         }
         assert!(parts >= 15);
@@ -168,7 +153,7 @@ mod tests {
     fn whoever_takes_the_parts_can_end_it() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
-        store.write(&points(0, 100, 1.0)).unwrap();
+        store.write(&points(0, 100, 1.0), || Ok(())).unwrap();
         let mut parts = 0;
         let take = |_| {
             parts += 1;

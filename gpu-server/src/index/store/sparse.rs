@@ -38,35 +38,6 @@ pub fn write(
     Ok(())
 }
 
-/// One row for each of `ids`, which are all that there are, in ascending order.
-pub fn of_all(transaction: &ReadTransaction, properties: Properties, ids: &[String]) -> Result<Rows, redb::Error> {
-    if properties.sparse_dimension == 0 {
-        return Ok(Rows::default());
-    }
-    let mut rows = Rows::default();
-    let mut left = ids.iter();
-    for entry in transaction.open_table(SPARSE)?.iter()? {
-        let (id, bytes) = entry?;
-        loop {
-            match left.next() {
-                Some(other) if other == id.value() => break,
-                Some(_) => rows.push_bytes(&[]),
-                None => {
-                    return Err(redb::Error::Corrupted(format!(
-                        "{:?} has a sparse vector only",
-                        id.value()
-                    )));
-                }
-            }
-        }
-        rows.push_bytes(bytes.value());
-    }
-    for _ in left {
-        rows.push_bytes(&[]);
-    }
-    Ok(rows)
-}
-
 /// One row for each of `ids`.
 pub fn of_some(transaction: &ReadTransaction, properties: Properties, ids: &[String]) -> Result<Rows, redb::Error> {
     let (table, mut rows) = (Table::open(transaction, properties)?, Rows::default());

@@ -93,7 +93,7 @@ pub fn rows(field: &str, vectors: v1::SparseVectors, properties: Properties) -> 
         );
         return invalid("offsets", offsets.len() - 1, problem);
     }
-    let values = validate::floats(&weights);
+    let values: Vec<f32> = validate::floats(&weights).collect();
     for (at, value) in values.iter().enumerate() {
         // NaN is neither.
         if !(value.abs() > 0.0 && value.abs() <= LARGEST) {

@@ -39,6 +39,8 @@ pub enum ErrorKind {
     Timeout,
     /// A queue is full or a rate is exceeded.
     RateLimited,
+    /// The peer's disk is full.
+    StorageFull,
     /// The peer has no usable GPU.
     GpuUnavailable,
     /// The peer's GPU stopped working.
@@ -127,12 +129,13 @@ impl Service {
 
 impl ErrorKind {
     /// Every kind, in the order of the table.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Config,
         Self::Unavailable,
         Self::CircuitOpen,
         Self::Timeout,
         Self::RateLimited,
+        Self::StorageFull,
         Self::GpuUnavailable,
         Self::GpuLost,
         Self::GpuOutOfMemory,
@@ -173,6 +176,8 @@ impl ErrorKind {
             Self::CircuitOpen => row(false, Fail, 503, "circuit_open", "CircuitOpenError"),
             Self::Timeout => row(true, Again, 504, "timeout", "ServiceTimeoutError"),
             Self::RateLimited => row(false, AsTold, 429, "rate_limited", "RateLimitedError"),
+            // Waiting alone makes no room.
+            Self::StorageFull => row(false, Fail, 507, "storage_full", "StorageFullError"),
             // 500, not 503: proxies and callers repeat a 503, and a GPU fault must never be repeated.
             Self::GpuUnavailable => row(false, Fail, 500, "gpu_unavailable", "GpuNotAvailableError"),
             Self::GpuLost => row(false, Fail, 500, "gpu_lost", "GpuLostError"),
@@ -226,6 +231,7 @@ pub fn classify(code: Code, reason: Option<Reason>, origin: Origin) -> ErrorKind
     match code {
         Code::Unavailable => ErrorKind::Unavailable,
         Code::DeadlineExceeded => ErrorKind::Timeout,
+        Code::ResourceExhausted if reason == Some(Reason::StorageFull) => ErrorKind::StorageFull,
         Code::ResourceExhausted => ErrorKind::RateLimited,
         Code::FailedPrecondition => ErrorKind::FailedPrecondition,
         Code::InvalidArgument | Code::OutOfRange => ErrorKind::InvalidArgument,
@@ -310,7 +316,7 @@ mod tests {
         match code {
             Code::Unavailable => &[ErrorKind::Unavailable],
             Code::DeadlineExceeded => &[ErrorKind::Timeout],
-            Code::ResourceExhausted => &[ErrorKind::RateLimited],
+            Code::ResourceExhausted => &[ErrorKind::RateLimited, ErrorKind::StorageFull],
             Code::FailedPrecondition => &[ErrorKind::FailedPrecondition],
             Code::InvalidArgument | Code::OutOfRange => &[ErrorKind::InvalidArgument],
             Code::NotFound => &[
@@ -366,6 +372,14 @@ mod tests {
         assert_eq!(kind(Reason::ModelNotFound), ErrorKind::ModelNotFound);
         assert_eq!(kind(Reason::CollectionNotFound), ErrorKind::CollectionNotFound);
         assert_eq!(kind(Reason::LeaseNotFound), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_full_disk_is_not_waited_for_and_a_full_queue_is() {
+        let kind = |reason| classify(Code::ResourceExhausted, reason, Origin::Peer);
+        assert_eq!(kind(Some(Reason::StorageFull)).row().action, Action::Fail);
+        assert_eq!(kind(Some(Reason::QueueFull)).row().action, Action::AsTold);
+        assert_eq!(kind(None).row().action, Action::AsTold);
     }
 
     #[test]
