@@ -101,6 +101,8 @@ pub struct ServerConfig {
     pub require_gpu: bool,
     /// How long the loss of the GPU is told before the process exits.
     pub lost_grace: Duration,
+    /// How long leases outlive the connection of their owner.
+    pub lease_grace: Duration,
     /// From which fractions on the GPU's memory is told to be short.
     pub memory_thresholds: MemoryThresholds,
     /// The models that flags name, in their order.
@@ -200,6 +202,7 @@ impl ServerConfig {
             device: arguments.device,
             require_gpu: arguments.require_gpu_at_start,
             lost_grace: Duration::from_secs_f64(arguments.gpu_lost_grace),
+            lease_grace: Duration::from_secs_f64(arguments.lease_grace),
             memory_thresholds,
             compute_type: arguments.dtype,
             threads: if arguments.threads == 0 {
@@ -237,6 +240,7 @@ fn durations(arguments: &Arguments) -> Vec<String> {
     let limits = [
         ("--drain-deadline", arguments.drain_deadline, 3600.0),
         ("--gpu-lost-grace", arguments.gpu_lost_grace, 3600.0),
+        ("--lease-grace", arguments.lease_grace, 3600.0),
         ("--connection-age", arguments.connection_age, 30.0 * 24.0 * 3600.0),
     ];
     let wrong = limits

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::device::leases::Ended;
+
 /// A request that could not be served. Each variant says what, where and what to do.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -87,19 +89,45 @@ pub enum Error {
         /// What the device said.
         detail: String,
     },
-    /// Leases hold too much for another one.
-    #[error("no device has {wanted_bytes} bytes left to lease; most left is {free_bytes}")]
+    /// Leases, models and collections hold too much for another lease.
+    #[error(
+        "no device has {wanted_bytes} bytes left to lease: most left is {free_bytes}, and {waiting} wait before this request; \
+         ask for less, or let it wait (`wait`)"
+    )]
     GpuMemoryExhausted {
         /// Bytes asked for.
         wanted_bytes: u64,
         /// Bytes left on the best device.
         free_bytes: u64,
+        /// Requests that come first.
+        waiting: usize,
+    },
+    /// The device has the memory, but it is promised to others.
+    #[error(
+        "{what} needs {wanted_bytes} bytes of the GPU's {total_bytes}: leases hold {leased_bytes}, models {model_bytes}, \
+         collections {collection_bytes}; release a lease or unload a model"
+    )]
+    GpuMemoryHeld {
+        /// A model or a collection, by name.
+        what: String,
+        /// Bytes that it lacks.
+        wanted_bytes: u64,
+        /// Bytes of the device.
+        total_bytes: u64,
+        /// Bytes that leases hold.
+        leased_bytes: u64,
+        /// Bytes of models' weights.
+        model_bytes: u64,
+        /// Bytes of collections.
+        collection_bytes: u64,
     },
     /// The tenant has no such lease.
-    #[error("lease {lease_id:?} is unknown, expired or released")]
+    #[error("lease {lease_id:?} {}", ended(*.how))]
     LeaseNotFound {
         /// As asked for.
         lease_id: String,
+        /// How it ended, if that is remembered.
+        how: Option<Ended>,
     },
     /// The tenant has no such collection.
     #[error("collection {name:?} does not exist; create it first")]
@@ -216,6 +244,19 @@ const fn advice(later: bool) -> &'static str {
         ", some of which compute right now; try again"
     } else {
         " that stay; unload one, or allow more"
+    }
+}
+
+/// Why there is no such lease, and what to do.
+const fn ended(how: Option<Ended>) -> &'static str {
+    match how {
+        None => "is unknown, expired or released",
+        Some(Ended::Released) => "was released already",
+        Some(Ended::Expired) => "has expired, and its memory may be another's; allocate anew, and renew in time",
+        Some(Ended::Orphaned) => {
+            "was released because the connection of its owner died; allocate anew, and renew over a new connection within \
+             --lease-grace, or let it outlive its connection"
+        }
     }
 }
 

@@ -6,16 +6,43 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::sync::watch;
 use tonic::transport::server::Connected;
 
 use crate::inflight::{Calls, Entered};
 
 /// How long a peer may take to close its side.
 const LINGER: Duration = Duration::from_secs(1);
+
+/// A connection, for what has to end with it.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// Unique in this process.
+    pub id: u64,
+    /// Its sender lives as long as the connection.
+    over: watch::Receiver<()>,
+}
+
+impl Link {
+    /// Waits until the connection is over.
+    pub async fn ended(&mut self) {
+        // Nothing is ever sent.
+        while self.over.changed().await.is_ok() {}
+    }
+}
+
+/// A link, and what ends it when it is dropped.
+pub fn link() -> (Link, watch::Sender<()>) {
+    static IDS: AtomicU64 = AtomicU64::new(1);
+    let (ends, over) = watch::channel(());
+    let id = IDS.fetch_add(1, Ordering::Relaxed);
+    (Link { id, over }, ends)
+}
 
 /// What a connection is here: bytes both ways, and who is at the other end.
 pub trait Connection: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static {}
@@ -26,22 +53,22 @@ impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Connection 
 pub struct Lingering<S: Connection> {
     /// `None` only while it is dropped.
     stream: Option<(S, Entered)>,
-    info: S::ConnectInfo,
+    link: Link,
+    _ends: watch::Sender<()>,
 }
 
 impl<S: Connection> Lingering<S> {
     /// Counts in `open` until it is closed whole.
     pub fn new(stream: S, open: &Calls) -> Self {
+        let (link, ends) = link();
         Self {
-            info: stream.connect_info(),
             stream: Some((stream, open.enter())),
+            link,
+            _ends: ends,
         }
     }
 
-    fn stream(self: Pin<&mut Self>) -> io::Result<Pin<&mut S>>
-    where
-        S::ConnectInfo: Unpin,
-    {
+    fn stream(self: Pin<&mut Self>) -> io::Result<Pin<&mut S>> {
         let closed = || io::Error::from(io::ErrorKind::NotConnected);
         self.get_mut()
             .stream
@@ -72,20 +99,20 @@ impl<S: Connection> Drop for Lingering<S> {
 }
 
 impl<S: Connection> Connected for Lingering<S> {
-    type ConnectInfo = S::ConnectInfo;
+    type ConnectInfo = Link;
 
-    fn connect_info(&self) -> S::ConnectInfo {
-        self.info.clone()
+    fn connect_info(&self) -> Link {
+        self.link.clone()
     }
 }
 
-impl<S: Connection<ConnectInfo: Unpin>> AsyncRead for Lingering<S> {
+impl<S: Connection> AsyncRead for Lingering<S> {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.stream()?.poll_read(context, buffer)
     }
 }
 
-impl<S: Connection<ConnectInfo: Unpin>> AsyncWrite for Lingering<S> {
+impl<S: Connection> AsyncWrite for Lingering<S> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.stream()?.poll_write(context, bytes)
     }

@@ -360,10 +360,14 @@ class AsyncGpuClient(AsyncClient[native.AsyncGpu]):
         device: str | None = None,
         ttl: float | None = None,
         owner: str = "",
+        *,
+        wait: float | None = None,
+        outlives_connection: bool = False,
         **call: Unpack[CallOptions],
     ) -> Lease:
         """As :meth:`medkg.GpuClient.allocate`."""
-        return await self._native.allocate(resolve(**call), memory_bytes, device, ttl, owner)
+        request = (memory_bytes, device, ttl, owner, wait, outlives_connection)
+        return await self._native.allocate(resolve(**call), *request)
 
     async def renew(self, lease_id: str, ttl: float | None = None, **call: Unpack[CallOptions]) -> datetime:
         """As :meth:`medkg.GpuClient.renew`."""

@@ -19,15 +19,18 @@ NUMBER = "00000000-0000-0000-0000-000000000001"
 
 
 class PlayedGpu(Driver):
-    """One GPU with 80 GiB, called `cuda:0`; `binary` is what LocalServer starts."""
+    """A GPU called `cuda:0`, and others that CUDA shows after it; `binary` is what LocalServer starts."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, total: int = 80 * GIB, others: dict[str, str] | None = None) -> None:
+        """`others` are lines of the state file by UUID; CUDA shows those that are not cut into MIG devices."""
         super().__init__(folder)
+        self.total, self.others = total, others or {}
         program = ROOT / "build" / "gpu-server-tests"
         if not program.exists():
             pytest.skip(f"{program} is not there: run `make test`")
         self.used, self.events, self.newest = GIB, 0, 0
-        self.play("libcuda.so.1", [NUMBER])
+        shown = [uuid.partition("-")[2] for uuid, line in self.others.items() if "mig=0" in line]
+        self.play("libcuda.so.1", [NUMBER, *shown])
         self.show()
         self.binary = folder / "gpu-server"
         self.binary.write_text(
@@ -43,10 +46,10 @@ class PlayedGpu(Driver):
     def show(self) -> None:
         """From now on the GPU is as the attributes say."""
         device = (
-            f"device GPU-{NUMBER} bus=00000000:01:00.0 total={80 * GIB} used={self.used} temp=40 cc=9.0 mig=0 parent=-"
-            " lost=0 ecc=0 name=NVIDIA H100"
+            f"device GPU-{NUMBER} bus=00000000:01:00.0 total={self.total} used={self.used} temp=40 cc=9.0 mig=0"
+            " parent=- lost=0 ecc=0 util=7 power=70000 name=NVIDIA H100"
         )
-        self.play("libnvidia-ml.so.1", [device, f"xid {self.events} {self.newest}"])
+        self.play("libnvidia-ml.so.1", [device, *self.others.values(), f"xid {self.events} {self.newest}"])
 
     def xid(self, number: int) -> None:
         """An event: 79 is a GPU that has fallen off the bus."""

@@ -39,6 +39,9 @@ pub struct Arguments {
     /// Seconds in which calls and health checks are told that the GPU is lost, before the process exits with 75.
     #[arg(long, env = "MEDKG_GPU_LOST_GRACE", default_value = "10")]
     pub(super) gpu_lost_grace: f64,
+    /// Seconds that a lease outlives the connection of its owner, who may renew it over another one meanwhile.
+    #[arg(long, env = "MEDKG_LEASE_GRACE", default_value = "10")]
+    pub(super) lease_grace: f64,
     /// Fraction of the GPU's memory in use from which on it is warned of.
     #[arg(long, env = "MEDKG_GPU_MEMORY_WARN", default_value = "0.85")]
     pub(super) gpu_memory_warn: f64,

@@ -53,6 +53,7 @@ pub fn probe(index: usize) -> Result<ActiveDevice, Error> {
         device,
         detail: format!("computing on {id} ({})", told.name),
         fast_bf16: told.capability.0 >= AMPERE,
+        memory: told.memory.map(|(_, total)| total),
         watched: told.uuid.map(|uuid| Watched {
             library: None,
             uuid,

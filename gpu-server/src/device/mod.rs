@@ -11,6 +11,7 @@ pub mod exit;
 pub mod fault;
 pub mod host;
 pub mod leases;
+pub mod ledger;
 mod message;
 pub mod nvml;
 pub mod pressure;
@@ -85,6 +86,8 @@ pub struct ActiveDevice {
     pub detail: String,
     /// Whether it multiplies bf16 faster than f32.
     pub fast_bf16: bool,
+    /// Bytes that it has; none for a CPU, and where NVML does not tell.
+    pub memory: Option<u64>,
     /// How NVML knows it; none for a CPU, and for a GPU that NVML does not know.
     pub watched: Option<Watched>,
 }
@@ -100,6 +103,7 @@ pub fn probe(choice: DeviceChoice) -> Result<ActiveDevice, Error> {
             id: "cpu".to_owned(),
             detail: format!("computing on the CPU ({}), as --device cpu asks", host::cpu_name()),
             fast_bf16: kernels::cpu_has_fast_bf16(),
+            memory: None,
             watched: None,
         }),
         DeviceChoice::Cuda(index) => cuda::probe(index),

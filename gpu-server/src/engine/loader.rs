@@ -20,6 +20,7 @@ use super::registry::Order;
 use crate::config::ComputeType;
 use crate::config::models::ModelSpec;
 use crate::device::fault::FaultLatch;
+use crate::device::ledger::{Holder, Ledger, Reservation};
 use crate::device::{ActiveDevice, cuda};
 use crate::error::Error;
 use crate::model::Model;
@@ -43,6 +44,8 @@ pub struct Loader {
     pub models: Arc<Registry>,
     /// Closed when the device is lost.
     pub latch: FaultLatch,
+    /// Who holds the device's memory.
+    pub ledger: Ledger,
     /// Element type of the weights, unless a model has its own.
     pub compute_type: ComputeType,
     /// Threads of one operation on the CPU while nothing is served yet.
@@ -125,13 +128,14 @@ impl Loader {
             return Err(checkpoint.failed("sha256", problem));
         }
         self.go_on()?;
-        let (model, kind) = self.place(order, &checkpoint, &files, &encoder)?;
+        let (model, kind, mut memory) = self.place(order, &checkpoint, &files, &encoder)?;
         if files.stamps() != stamps {
             let problem = "a weights file changed while it was read; load the model again once it is whole";
             return Err(checkpoint.failed("model.safetensors", problem));
         }
         drop(files);
         self.make_room(order, model.memory_bytes)?;
+        memory.resize(&named(order), model.memory_bytes)?;
         self.warm_up(spec, &checkpoint, &encoder, &model)?;
         self.compare(spec, &checkpoint, &encoder, &model)?;
         let most_tokens = self.largest_batch(spec, &encoder, &model)?;
@@ -148,22 +152,26 @@ impl Loader {
             most_tokens,
             encoder,
             model,
-            precise: (kind != Kind::Float).then(|| Precise::new(checkpoint, digest, self.device.device)),
+            memory,
+            precise: (kind != Kind::Float)
+                .then(|| Precise::new(checkpoint, digest, self.device.device, self.ledger.clone())),
         })
     }
 
-    /// The model on the device, and the element type that it computes in.
+    /// The model on the device, the element type that it computes in, and the memory that is counted for it.
     fn place(
         &self,
         order: &Order,
         checkpoint: &Checkpoint,
         files: &Files<'_>,
         encoder: &TextEncoder,
-    ) -> Result<(Model, Kind), Error> {
+    ) -> Result<(Model, Kind, Reservation), Error> {
         let load = |kind: Kind| {
             self.go_on()?;
-            self.make_room(order, files.elements().saturating_mul(kind.elt_size_in_bytes() as u64))?;
-            Ok::<_, Error>((Model::load(checkpoint, files, self.device.device, kind)?, kind))
+            let bytes = files.elements().saturating_mul(kind.elt_size_in_bytes() as u64);
+            self.make_room(order, bytes)?;
+            let memory = self.ledger.reserve(Holder::Models, &named(order), bytes)?;
+            Ok::<_, Error>((Model::load(checkpoint, files, self.device.device, kind)?, kind, memory))
         };
         match order.spec.compute_type.unwrap_or(self.compute_type) {
             ComputeType::F32 => return load(Kind::Float),
@@ -174,11 +182,11 @@ impl Loader {
         // One after the other, so that the device never holds both.
         let answers = |model: &Model| Answers::of(model, encoder, order.spec.purpose);
         let exact = answers(&load(Kind::Float)?.0)?;
-        let (model, kind) = load(Kind::BFloat16)?;
+        let (model, kind, memory) = load(Kind::BFloat16)?;
         let Some(difference) = exact.difference(&answers(&model)?) else {
-            return Ok((model, kind));
+            return Ok((model, kind, memory));
         };
-        drop(model);
+        drop((model, memory));
         tracing::warn!(model = %order.spec.name, %difference, "computes in f32: bf16 changes its answers too much");
         load(Kind::Float)
     }
@@ -187,7 +195,7 @@ impl Loader {
     fn make_room(&self, order: &Order, wanted: u64) -> Result<(), Error> {
         let until = Instant::now() + ENDING;
         loop {
-            let full = match self.models.make_room(order, wanted) {
+            let full = match self.models.make_room(order, wanted, self.ledger.room_for_models()) {
                 Ok(left) => {
                     for name in left {
                         tracing::info!(model = %name, in_favour_of = %order.spec.name, "model evicted");
@@ -204,7 +212,8 @@ impl Loader {
                 }
             );
             if !(may_end && order.evict && Instant::now() < until) {
-                return Err(full);
+                // Where the device is the limit, it is told what holds it.
+                return Err(self.ledger.check(&named(order), wanted).err().unwrap_or(full));
             }
             self.go_on()?;
             std::thread::sleep(LOOK);
@@ -310,6 +319,11 @@ impl Loader {
         }
         Ok(())
     }
+}
+
+/// What errors call the model.
+fn named(order: &Order) -> String {
+    format!("model {:?}", order.spec.name)
 }
 
 /// The folder's configuration, with what the operator says instead.

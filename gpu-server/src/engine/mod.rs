@@ -42,6 +42,7 @@ use crate::config::{DeviceChoice, ServerConfig};
 use crate::device::ActiveDevice;
 use crate::device::canary::{self, Canary};
 use crate::device::fault::FaultLatch;
+use crate::device::ledger::Ledger;
 use crate::device::pressure::Gauge;
 use crate::device::watch::Watched;
 use crate::error::Error;
@@ -71,6 +72,8 @@ pub struct Engine {
     pub latch: FaultLatch,
     /// How full the GPU's memory is.
     pub memory: Gauge,
+    /// Who holds the device's memory.
+    pub ledger: Ledger,
     /// What computes; none where nothing does.
     pub device: Option<ActiveDevice>,
     scheduler: Arc<Scheduler>,
@@ -106,6 +109,7 @@ impl Engine {
             models: Arc::new(models),
             latch,
             memory: Gauge::new(config.memory_thresholds),
+            ledger: Ledger::of(device.as_ref()),
             device,
             scheduler: Arc::new(Scheduler::new(shape, config.queue_tokens)),
             turns: Turns::new(config.threads),
@@ -118,6 +122,7 @@ impl Engine {
                 device: active.clone(),
                 models: Arc::clone(&engine.models),
                 latch: engine.latch.clone(),
+                ledger: engine.ledger.clone(),
                 compute_type: config.compute_type,
                 threads: config.threads,
                 warm_up_tokens: config.batch_tokens,

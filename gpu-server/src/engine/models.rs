@@ -1,6 +1,7 @@
 //! A model that answers, and the registry of such models.
 
 pub use crate::config::models::Purpose;
+use crate::device::ledger::Reservation;
 use crate::model::Model;
 use crate::model::checkpoint::Task;
 use crate::model::pooling::PoolingKind;
@@ -39,13 +40,15 @@ pub struct ReadyModel {
     pub encoder: TextEncoder,
     /// Ids to numbers. Calls that run keep it alive when another takes its place.
     pub model: Model,
+    /// Its weights, as they are counted against the device.
+    pub memory: Reservation,
     /// Its fp32 twin, where it computes in another type.
     pub precise: Option<Precise>,
 }
 
 impl Resident for ReadyModel {
     fn bytes(&self) -> u64 {
-        self.model.memory_bytes + self.precise.as_ref().map_or(0, Precise::memory_bytes)
+        self.memory.bytes() + self.precise.as_ref().map_or(0, Precise::memory_bytes)
     }
 
     fn makes_sparse(&self) -> bool {

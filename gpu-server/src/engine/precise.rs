@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tch::{Device, Kind};
 
+use crate::device::ledger::{Holder, Ledger, Reservation};
 use crate::error::Error;
 use crate::model::Model;
 use crate::model::checkpoint::Checkpoint;
@@ -17,16 +18,18 @@ pub struct Precise {
     /// Of the weights that the model itself has.
     digest: String,
     device: Device,
-    twin: Mutex<Option<Arc<Model>>>,
+    ledger: Ledger,
+    twin: Mutex<Option<(Arc<Model>, Reservation)>>,
 }
 
 impl Precise {
     /// Out of the checkpoint that the model itself came from.
-    pub const fn new(checkpoint: Checkpoint, digest: String, device: Device) -> Self {
+    pub const fn new(checkpoint: Checkpoint, digest: String, device: Device, ledger: Ledger) -> Self {
         Self {
             checkpoint,
             digest,
             device,
+            ledger,
             twin: Mutex::new(None),
         }
     }
@@ -37,7 +40,7 @@ impl Precise {
     /// What loading says.
     pub fn model(&self) -> Result<Arc<Model>, Error> {
         let mut twin = self.twin.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(model) = twin.as_ref() {
+        if let Some((model, _)) = twin.as_ref() {
             return Ok(Arc::clone(model));
         }
         tracing::warn!(model = %self.checkpoint.folder.name(), "loading an fp32 twin: a result was not finite");
@@ -47,8 +50,11 @@ impl Precise {
             let problem = "the weights are not those that the model was loaded with; load it again";
             return Err(self.checkpoint.failed("model.safetensors", problem));
         }
+        let bytes = files.elements().saturating_mul(Kind::Float.elt_size_in_bytes() as u64);
+        let what = format!("the fp32 twin of model {:?}", self.checkpoint.folder.name());
+        let memory = self.ledger.reserve(Holder::Models, &what, bytes)?;
         let model = Arc::new(Model::load(&self.checkpoint, &files, self.device, Kind::Float)?);
-        *twin = Some(Arc::clone(&model));
+        *twin = Some((Arc::clone(&model), memory));
         Ok(model)
     }
 
@@ -57,7 +63,7 @@ impl Precise {
         // Somebody who loads it holds the lock: it is not there yet.
         let twin = self.twin.try_lock();
         twin.ok()
-            .and_then(|twin| twin.as_ref().map(|model| model.memory_bytes))
+            .and_then(|twin| twin.as_ref().map(|(model, _)| model.memory_bytes))
             .unwrap_or(0)
     }
 }

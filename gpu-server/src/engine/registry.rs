@@ -272,14 +272,16 @@ impl<M: Resident> Registry<M> {
         table.of_order(order).is_some()
     }
 
-    /// Makes room for a model of `wanted` bytes; the names of those that left for it.
+    /// Makes room for a model of `wanted` bytes; the names of those that left for it. `room` is what leases and collections
+    /// leave of the device's memory, where that is limited.
     ///
     /// # Errors
     /// [`Error::ModelMemoryFull`]; with a wait if it fits once calls that run have ended.
-    pub fn make_room(&self, order: &Order, wanted: u64) -> Result<Vec<String>, Error> {
-        if self.limit == 0 {
+    pub fn make_room(&self, order: &Order, wanted: u64, room: Option<u64>) -> Result<Vec<String>, Error> {
+        let configured = (self.limit > 0).then_some(self.limit);
+        let Some(limit) = configured.into_iter().chain(room).min() else {
             return Ok(Vec::new());
-        }
+        };
         let mut table = self.write();
         let defaults = Purpose::ALL.map(|purpose| table.default_of(purpose));
         table.retired.retain(|(model, _)| model.strong_count() > 0);
@@ -314,10 +316,10 @@ impl<M: Resident> Registry<M> {
             name: order.spec.name.clone(),
             wanted_bytes: wanted,
             held_bytes: held.iter().map(|model| model.bytes).sum(),
-            limit_bytes: self.limit,
+            limit_bytes: limit,
             retry_after,
         };
-        let going = match room::plan(self.limit, wanted, &held) {
+        let going = match room::plan(limit, wanted, &held) {
             Room::Evict(going) if going.is_empty() || order.evict => going,
             Room::Evict(_) | Room::Later => return Err(full(Some(COME_BACK))),
             Room::Never => return Err(full(None)),

@@ -15,6 +15,7 @@ use super::ask::{Ask, Hit};
 use super::blocking;
 use super::columns::{self, Read};
 use super::filter::{Cell, Field, Filter};
+use super::growth::Growth;
 use super::store::{self, Fetched, Properties, Store, Wanted};
 use super::usage::Usage;
 use super::view::View;
@@ -66,6 +67,7 @@ struct Shared {
     alarm: Alarm,
     points: AtomicUsize,
     usage: Usage,
+    growth: Growth,
 }
 
 /// The nearest points of one query, with their payloads ("" for none) if they were asked for.
@@ -78,6 +80,7 @@ impl Collection {
     /// [`Error::Internal`] naming the file, or a device error.
     pub async fn load(name: String, store: Store, engine: &Arc<Engine>, alarm: Alarm) -> Result<Self, Error> {
         let properties = store.properties;
+        let growth = Growth::try_new(&engine.ledger, &name, &properties)?;
         let shared = Arc::new(Shared {
             name,
             store,
@@ -92,6 +95,7 @@ impl Collection {
             alarm,
             points: AtomicUsize::new(0),
             usage: Usage::try_new()?,
+            growth,
         });
         shared.refresh().await?;
         Ok(Self { properties, shared })
@@ -220,7 +224,9 @@ impl Collection {
                 views.remove(key);
                 Ok(())
             })
-            .await
+            .await?;
+        self.shared.growth.settle(0);
+        Ok(())
     }
 
     /// Lets the running write end and no other one begin, as long as what is returned is kept.
@@ -393,11 +399,14 @@ impl Shared {
         let (key, properties) = (self.key, self.store.properties);
         let ids: Vec<Arc<str>> = points.ids.iter().map(|id| Arc::from(id.as_str())).collect();
         let count = ids.len();
+        self.growth.exactly(count)?;
         let built = self.engine.run_owed(move |views| {
             views.build(key, properties, &ids, &points.vectors, &points.sparse)?;
             Ok(views.get(key)?.device_bytes())
         });
-        self.usage.set_device_bytes(built.await?);
+        let device_bytes = built.await?;
+        self.growth.settle(device_bytes);
+        self.usage.set_device_bytes(device_bytes);
         self.set_shown(Some(generation));
         self.set_fields(Vec::new());
         self.points.store(count, Ordering::Release);

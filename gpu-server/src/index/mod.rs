@@ -9,6 +9,7 @@ pub mod collection;
 pub mod columns;
 pub mod filter;
 pub mod fusion;
+mod growth;
 pub mod recall;
 pub mod sparse;
 pub mod store;

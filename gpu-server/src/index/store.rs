@@ -68,6 +68,17 @@ pub struct Properties {
     pub sparse_dimension: u32,
 }
 
+impl Properties {
+    /// Bytes of one vector on the device.
+    pub const fn row_bytes(&self) -> u64 {
+        let element = match self.storage {
+            Storage::F32 => 4,
+            Storage::F16 | Storage::Bf16 => 2,
+        };
+        element * self.dimension as u64
+    }
+}
+
 impl std::fmt::Display for Properties {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self {

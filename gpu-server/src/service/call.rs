@@ -25,6 +25,8 @@ const MARGIN: Duration = Duration::from_millis(5);
 pub struct Call {
     /// Whose data the call may touch.
     pub tenant: TenantId,
+    /// `x-request-id`, or one that was made for the call.
+    pub request_id: String,
     /// From `grpc-timeout`, a little earlier.
     pub deadline: Option<Instant>,
     /// Its span; streams keep it for the work that goes on after the call has answered.
@@ -70,6 +72,7 @@ impl Call {
         span.record("tenant", tenant.as_str());
         Ok(Self {
             tenant,
+            request_id: request_id.as_str().to_owned(),
             deadline: timeout(metadata).and_then(|left| {
                 let margin = (left / 10).min(MARGIN);
                 Instant::now().checked_add(left.saturating_sub(margin))

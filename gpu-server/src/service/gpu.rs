@@ -1,10 +1,11 @@
 //! `GpuService`. It answers also while there is no GPU: this is where an operator looks then.
 
 mod devices;
+mod leases;
 mod status;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::stream::{BoxStream, StreamExt as _};
 use medkg_proto::v1;
@@ -14,11 +15,9 @@ use tonic::{Request, Response, Status};
 
 use super::call;
 use crate::config::{DeviceChoice, Role, ServerConfig};
-use crate::device::leases::{Ask, Leases, TTL};
+use crate::device::leases::desk::Desk;
 use crate::engine::Engine;
-use crate::error::Error;
-
-const MAX_OWNER: usize = 128;
+use crate::lingering::Link;
 
 /// Device status and leases.
 #[derive(Debug, Clone)]
@@ -29,13 +28,14 @@ pub struct Gpu {
     threads: u32,
     started: Instant,
     stopping: watch::Receiver<bool>,
-    leases: Arc<Mutex<Leases>>,
+    desk: Arc<Desk>,
 }
 
 impl Gpu {
     /// Tells about `engine`'s device, until the process is `stopping`.
     pub fn new(engine: Arc<Engine>, config: &ServerConfig, stopping: watch::Receiver<bool>) -> Self {
         Self {
+            desk: Desk::open(engine.ledger.clone(), config.lease_grace),
             engine,
             stopping,
             choice: config.device,
@@ -48,56 +48,8 @@ impl Gpu {
                 .collect(),
             threads: u32::try_from(config.threads).unwrap_or(u32::MAX),
             started: Instant::now(),
-            leases: Arc::default(),
         }
     }
-
-    fn leases(&self) -> MutexGuard<'_, Leases> {
-        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn allocate(&self, tenant: &str, request: &v1::AllocateGpuRequest) -> Result<v1::AllocateGpuResponse, Error> {
-        if request.memory_bytes == 0 {
-            return Err(Error::invalid("memory_bytes", "is 0; ask for at least 1 byte"));
-        }
-        if request.owner.chars().count() > MAX_OWNER || request.owner.chars().any(char::is_control) {
-            return Err(Error::invalid(
-                "owner",
-                format!("must have at most {MAX_OWNER} characters, none of them a control character"),
-            ));
-        }
-        let ttl = ttl(request.ttl)?;
-        self.engine.check()?;
-        let devices = self.devices().await?;
-        let ask = Ask {
-            tenant,
-            owner: &request.owner,
-            bytes: request.memory_bytes,
-            device: &request.device,
-            ttl,
-        };
-        let lease = self.leases().allocate(&devices, &ask, Instant::now())?;
-        tracing::info!(lease = %lease.id, device = %lease.device, bytes = lease.bytes, owner = %request.owner, "lease granted");
-        Ok(v1::AllocateGpuResponse {
-            lease_id: lease.id,
-            device: lease.device,
-            memory_bytes: lease.bytes,
-            expires_at: Some(devices::at(lease.expires).into()),
-        })
-    }
-}
-
-/// How long a lease shall hold.
-fn ttl(asked: Option<prost_types::Duration>) -> Result<Duration, Error> {
-    let (shortest, longest, usual) = TTL;
-    let Some(ttl) = asked else { return Ok(usual) };
-    Duration::try_from(ttl)
-        .ok()
-        .filter(|ttl| (shortest..=longest).contains(ttl))
-        .ok_or_else(|| {
-            let range = format!("must be {} s to {} s", shortest.as_secs(), longest.as_secs());
-            Error::invalid("ttl", range)
-        })
 }
 
 #[tonic::async_trait]
@@ -150,8 +102,9 @@ impl GpuService for Gpu {
         &self,
         request: Request<v1::AllocateGpuRequest>,
     ) -> Result<Response<v1::AllocateGpuResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        let serve = |call: call::Call| async move { self.allocate(call.tenant.as_str(), &request).await };
+        let (metadata, extensions, request) = request.into_parts();
+        let link = extensions.get::<Link>().cloned();
+        let serve = |call: call::Call| async move { self.allocate(&call, link, request).await };
         call::unary(&metadata, "GpuService/AllocateGPU", serve).await
     }
 
@@ -159,17 +112,10 @@ impl GpuService for Gpu {
         &self,
         request: Request<v1::RenewLeaseRequest>,
     ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
-        let (metadata, _, request) = request.into_parts();
-        call::unary(&metadata, "GpuService/RenewLease", |call| async move {
-            let ttl = ttl(request.ttl)?;
-            self.leases()
-                .renew(call.tenant.as_str(), &request.lease_id, ttl, Instant::now())?;
-            tracing::info!(lease = %request.lease_id, seconds = ttl.as_secs_f64(), "lease renewed");
-            Ok(v1::RenewLeaseResponse {
-                expires_at: Some((SystemTime::now() + ttl).into()),
-            })
-        })
-        .await
+        let (metadata, extensions, request) = request.into_parts();
+        let link = extensions.get::<Link>().cloned();
+        let serve = |call: call::Call| async move { self.renew(&call, link, &request) };
+        call::unary(&metadata, "GpuService/RenewLease", serve).await
     }
 
     async fn release_gpu(
@@ -177,13 +123,7 @@ impl GpuService for Gpu {
         request: Request<v1::ReleaseGpuRequest>,
     ) -> Result<Response<v1::ReleaseGpuResponse>, Status> {
         let (metadata, _, request) = request.into_parts();
-        call::unary(&metadata, "GpuService/ReleaseGPU", |call| async move {
-            let memory_bytes = self
-                .leases()
-                .release(call.tenant.as_str(), &request.lease_id, Instant::now())?;
-            tracing::info!(lease = %request.lease_id, bytes = memory_bytes, "lease released");
-            Ok(v1::ReleaseGpuResponse { memory_bytes })
-        })
-        .await
+        let serve = |call: call::Call| async move { self.release(&call, &request) };
+        call::unary(&metadata, "GpuService/ReleaseGPU", serve).await
     }
 }

@@ -44,7 +44,13 @@ async fn scrape(address: SocketAddr) -> String {
 
 /// Serves as if the processor were the GPU that `watched` plays.
 async fn serve_watched(config: ServerConfig, watched: Watched) -> Result<(), ServeError> {
-    Box::pin(bound(&config).await.serve(config, Ok(played(watched)))).await
+    let listed = device::list(config.device, watched.library.as_deref());
+    let own = listed.iter().find(|device| device.uuid == watched.uuid);
+    let device = ActiveDevice {
+        memory: own.map(|device| device.total_memory),
+        ..played(watched)
+    };
+    Box::pin(bound(&config).await.serve(config, Ok(device))).await
 }
 
 async fn bound(config: &ServerConfig) -> Bound {

@@ -168,6 +168,7 @@ fn audit(action: &str, role: i32, name: &str, directory: &str, outcome: Result<&
         Ok(model) => {
             let digest = &model.digest;
             tracing::info!(
+                target: "audit",
                 audit = true,
                 action,
                 role,
@@ -179,7 +180,7 @@ fn audit(action: &str, role: i32, name: &str, directory: &str, outcome: Result<&
             );
         }
         Err(error) => {
-            tracing::warn!(audit = true, action, role, model = name, directory, outcome = "refused", %error, "models not changed");
+            tracing::warn!(target: "audit", audit = true, action, role, model = name, directory, outcome = "refused", %error, "models not changed");
         }
     }
 }

@@ -58,7 +58,9 @@ fn row(error: &Error) -> (Code, Reason, Option<Duration>) {
         Error::GpuUnavailable { .. } => (Code::FailedPrecondition, Reason::GpuUnavailable, None),
         Error::GpuLost { .. } => (Code::FailedPrecondition, Reason::GpuLost, None),
         Error::GpuOutOfMemory { .. } => (Code::FailedPrecondition, Reason::GpuOutOfMemory, None),
-        Error::GpuMemoryExhausted { .. } => (Code::ResourceExhausted, Reason::GpuMemoryExhausted, None),
+        Error::GpuMemoryExhausted { .. } | Error::GpuMemoryHeld { .. } => {
+            (Code::ResourceExhausted, Reason::GpuMemoryExhausted, None)
+        }
         Error::LeaseNotFound { .. } => (Code::NotFound, Reason::LeaseNotFound, None),
         Error::CollectionNotFound { .. } | Error::BackupLacks { .. } => {
             (Code::NotFound, Reason::CollectionNotFound, None)

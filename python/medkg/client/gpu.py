@@ -61,22 +61,32 @@ class GpuClient(Client[native.Gpu]):
         device: str | None = None,
         ttl: float | None = None,
         owner: str = "",
+        *,
+        wait: float | None = None,
+        outlives_connection: bool = False,
         **call: Unpack[CallOptions],
     ) -> Lease:
-        """Set device memory aside until the lease expires or is released.
+        """Set device memory aside until the lease expires, is released, or its connection dies.
+
+        The connection is the one that all clients of this process share, and closes with the last of them or with the
+        process. Some seconds after it died (``--lease-grace``) the lease ends; :meth:`renew` over a new one keeps it.
 
         Args:
             memory_bytes: At least 1.
-            device: ``"cuda:N"``; None means the device with most memory left.
+            device: ``"cuda:N"`` or a UUID, also of a MIG device; None means the device with most memory left.
             ttl: Seconds the lease holds, 1 to 86,400; None means 300.
             owner: Who asks, for the operator's eyes; at most 128 characters.
+            wait: Seconds to wait for memory, at most 3,600, and not beyond the call's ``timeout``; None means not at
+                all. Tenants take turns; within one it is first come, first served.
+            outlives_connection: Whether the lease ends by ``ttl`` or :meth:`release` alone.
             **call: See :class:`medkg.call_context.CallOptions`.
 
         Raises:
-            RateLimitedError: No device has as much left (``GPU_MEMORY_EXHAUSTED``).
+            RateLimitedError: No device has as much left (``GPU_MEMORY_EXHAUSTED``), at once or after ``wait``.
+            ValidationError: ``memory_bytes`` is no whole number above 0, or more than any device has.
             GpuNotAvailableError: There is no GPU.
         """
-        return self._native.allocate(resolve(**call), memory_bytes, device, ttl, owner)
+        return self._native.allocate(resolve(**call), memory_bytes, device, ttl, owner, wait, outlives_connection)
 
     def renew(self, lease_id: str, ttl: float | None = None, **call: Unpack[CallOptions]) -> datetime:
         """Let a lease hold for ``ttl`` seconds from now on (None: 300); returns when it ends then, aware, in UTC."""

@@ -92,24 +92,37 @@ impl Gpu {
     }
 
     /// See `GpuClient.allocate`.
+    #[expect(clippy::too_many_arguments, reason = "those of the Python method")]
     fn allocate(
         &self,
         py: Python<'_>,
         call: CallTuple,
-        memory_bytes: u64,
+        memory_bytes: &Bound<'_, PyAny>,
         device: Option<String>,
         ttl: Option<f64>,
         owner: String,
+        wait: Option<f64>,
+        outlives_connection: bool,
     ) -> PyResult<Py<PyAny>> {
         let arguments = arguments(py, "AllocateGPU");
         let options = arguments.call(call)?;
+        let memory_bytes = match memory_bytes.extract::<u64>() {
+            Ok(bytes) if bytes > 0 => bytes,
+            _ => {
+                let what = format!("is {}; give a whole number of bytes, at least 1", memory_bytes.repr()?);
+                return Err(arguments.invalid("memory_bytes", &what));
+            }
+        };
         let ttl = ttl.map(|seconds| arguments.seconds("ttl", seconds)).transpose()?;
+        let wait = wait.map(|seconds| arguments.seconds("wait", seconds)).transpose()?;
         let (process, client) = self.clients.client(py)?;
         let request = AllocateRequest {
             memory_bytes,
             device,
             ttl,
             owner,
+            wait,
+            outlives_connection,
         };
         let start = move |_| async move { client.gpu().allocate(request, &options).await };
         run(py, &process, self.mode, None, start, lease)

@@ -75,7 +75,7 @@ reasons! {
     GpuLost = "GPU_LOST",
     /// The GPU has too little memory for this work.
     GpuOutOfMemory = "GPU_OUT_OF_MEMORY",
-    /// No device has as much memory left as a lease asks for.
+    /// No device has as much memory left as a lease, a model or a collection needs: it is promised to others.
     GpuMemoryExhausted = "GPU_MEMORY_EXHAUSTED",
     /// The lease is unknown, expired, released or another tenant's.
     LeaseNotFound = "LEASE_NOT_FOUND",

@@ -82,14 +82,17 @@ impl<M> Entry<M> {
 
     /// Notes that an order failed. False if nothing is left of the entry: it was named by that order alone.
     pub fn fail(&mut self, order: &Order, error: &Error) -> bool {
-        let full = matches!(error, Error::ModelMemoryFull { .. });
-        let later = matches!(
-            error,
-            Error::ModelMemoryFull {
-                retry_after: Some(_),
-                ..
-            }
-        );
+        // Leases end, and so does what other models and collections hold: the next call may find room.
+        let held = matches!(error, Error::GpuMemoryHeld { .. });
+        let full = held || matches!(error, Error::ModelMemoryFull { .. });
+        let later = held
+            || matches!(
+                error,
+                Error::ModelMemoryFull {
+                    retry_after: Some(_),
+                    ..
+                }
+            );
         match &mut self.state {
             State::Ready(_) => {
                 self.refused = format!("this one goes on serving, because what should replace it failed: {error}");

@@ -83,7 +83,7 @@ impl Setting {
     /// Loads what is ordered next, as the loader would.
     fn fill(&self, bytes: u64) -> bool {
         let order = self.order();
-        let outcome = self.models.make_room(&order, bytes).map(|_| Weight(bytes));
+        let outcome = self.models.make_room(&order, bytes, None).map(|_| Weight(bytes));
         self.models.settle(&order, outcome, TOOK)
     }
 
@@ -256,7 +256,7 @@ async fn the_model_asked_for_longest_ago_leaves_and_many_calls_bring_it_back_onc
         }
     };
     assert_eq!(setting.told("c").0, "loading");
-    assert_eq!(setting.models.make_room(&order, 10).unwrap(), ["b"]);
+    assert_eq!(setting.models.make_room(&order, 10, None).unwrap(), ["b"]);
     assert!(setting.models.settle(&order, Ok(Weight(11)), TOOK));
     for call in calls {
         assert_eq!(*call.await.unwrap().unwrap(), Weight(11));
@@ -270,7 +270,7 @@ async fn a_model_in_use_stays_and_so_does_what_it_replaced_until_its_calls_end()
     let running = setting.get("b").await.unwrap();
     let flight = setting.models.load(spec("new"));
     let order = setting.order();
-    let refused = setting.models.make_room(&order, 10).unwrap_err();
+    let refused = setting.models.make_room(&order, 10, None).unwrap_err();
     assert!(
         matches!(
             refused,
@@ -283,7 +283,7 @@ async fn a_model_in_use_stays_and_so_does_what_it_replaced_until_its_calls_end()
         "{refused}"
     );
     drop(running);
-    assert_eq!(setting.models.make_room(&order, 10).unwrap(), ["b"]);
+    assert_eq!(setting.models.make_room(&order, 10, None).unwrap(), ["b"]);
     assert!(setting.models.settle(&order, Ok(Weight(10)), TOOK));
     flight.ended().await;
 
@@ -292,11 +292,11 @@ async fn a_model_in_use_stays_and_so_does_what_it_replaced_until_its_calls_end()
     setting.models.load(spec("new"));
     let order = setting.order();
     assert!(
-        setting.models.make_room(&order, 10).is_err(),
+        setting.models.make_room(&order, 10, None).is_err(),
         "the calls on it still hold its memory"
     );
     drop(running);
-    assert!(setting.models.make_room(&order, 10).unwrap().is_empty());
+    assert!(setting.models.make_room(&order, 10, None).unwrap().is_empty());
 }
 
 #[tokio::test]

@@ -46,7 +46,7 @@ impl Collection {
             view.apply(ids, staged, read)?;
             view.write_sparse(ids, &shown.sparse)
         };
-        let inserted = self.change(stage, write, apply).await?;
+        let inserted = self.change(count, stage, write, apply).await?;
         self.shared.usage.upserted(count);
         Ok(inserted)
     }
@@ -60,16 +60,17 @@ impl Collection {
         let gone = Arc::clone(&ids);
         let write = move |store: &Store, _: &[Field], _| Ok((store.remove(&ids)?, ()));
         let removed = self
-            .change(|_| Ok(()), write, move |view, (), ()| view.remove(&gone))
+            .change(0, |_| Ok(()), write, move |view, (), ()| view.remove(&gone))
             .await?;
         self.shared.usage.deleted(removed);
         Ok(removed)
     }
 
-    /// The device prepares while the file is written; then the commit; then the view shows it. In a task of its own: a caller
+    /// `rows` may be new. The device prepares while the file is written; then the commit; then the view shows it. In a task of its own: a caller
     /// that leaves in between must not part file and view.
     async fn change<S: Send + 'static, W: Send + 'static>(
         &self,
+        rows: usize,
         stage: impl FnOnce(&mut View) -> Result<S, Error> + Send + 'static,
         write: impl FnOnce(&Store, &[Field], Ready) -> Result<(Written, W), Error> + Send + 'static,
         apply: impl FnOnce(&mut View, S, W) -> Result<(), Error> + Send + 'static,
@@ -81,6 +82,7 @@ impl Collection {
             // Nothing may be written that could then not be shown.
             shared.engine.check_tasks()?;
             shared.refresh().await?;
+            shared.growth.up_to(shared.points.load(Ordering::Acquire) + rows)?;
             let key = shared.key;
             let (tell, told) = mpsc::channel();
             let staging = async {
@@ -93,6 +95,9 @@ impl Collection {
             let (writer, fields) = (Arc::clone(&shared), shared.fields());
             let writing = blocking(move || write(&writer.store, &fields, ready));
             let (staged, written) = tokio::join!(staging, writing);
+            if staged.is_err() || written.is_err() {
+                shared.growth.settle(shared.usage.device_bytes());
+            }
             let staged = staged?;
             let (written, found) = shared.stale_on_error(shared.noticed(written))?;
             let applied = shared.engine.run_owed(move |views| {
@@ -101,6 +106,7 @@ impl Collection {
                 Ok((view.len(), view.device_bytes(), view.fields()))
             });
             let (points, device_bytes, fields) = shared.stale_on_error(applied.await)?;
+            shared.growth.settle(device_bytes);
             shared.set_fields(fields);
             shared.usage.set_device_bytes(device_bytes);
             shared.points.store(points, Ordering::Release);

@@ -1,6 +1,6 @@
 //! The table of sparse vectors. A file has it if its collection has a sparse dimension; a point without terms has no entry.
 
-use redb::{ReadOnlyTable, ReadTransaction, ReadableTable as _, TableDefinition, WriteTransaction};
+use redb::{ReadOnlyTable, ReadTransaction, TableDefinition, WriteTransaction};
 
 use super::Properties;
 use crate::index::sparse::Rows;

@@ -53,7 +53,7 @@ impl Gpu {
             power,
             uncorrected,
         } = details;
-        let leases = self.leases().of_tenant(tenant, &info.id, Instant::now());
+        let leases = self.desk.of_tenant(tenant, &info.id);
         let device = self.wire(info);
         Ok(v1::GetDeviceInfoResponse {
             model_memory_bytes: if device.active {
@@ -81,7 +81,7 @@ impl Gpu {
             kind: kind.into(),
             name: device.name,
             total_memory_bytes: device.total_memory,
-            leased_memory_bytes: self.leases().leased_now(&device.id, Instant::now()),
+            leased_memory_bytes: self.desk.leased(&device.id),
             active: device.id == self.status().active_device,
             id: device.id,
             used_memory_bytes: device.used_memory,

@@ -183,12 +183,17 @@ pub struct LeaseInfo {
 pub struct AllocateRequest {
     /// Bytes.
     pub memory_bytes: u64,
-    /// `cuda:N`; None means the device with most memory left.
+    /// `cuda:N` or a UUID; None means the device with most memory left.
     pub device: Option<String>,
     /// How long the lease holds; None means the server's default.
     pub ttl: Option<Duration>,
     /// Who asks.
     pub owner: String,
+    /// How long the call waits for memory, within its deadline; None means not at all.
+    pub wait: Option<Duration>,
+    /// If false, the lease ends soon after the connection over which it was allocated or renewed last. Clients of one process
+    /// share a connection to their server, and keep it open while it is idle.
+    pub outlives_connection: bool,
 }
 
 /// Memory set aside.
@@ -263,8 +268,27 @@ impl GpuClient {
     /// Sets memory aside. Repeated only if the request certainly was not sent.
     pub async fn allocate(&self, request: AllocateRequest, options: &CallOptions) -> Result<Lease, ClientError> {
         let call = self.caller.begin(ALLOCATE, options)?;
+        if request.memory_bytes == 0 {
+            let error = ClientError::invalid(
+                Service::Gpu,
+                ALLOCATE.name,
+                "memory_bytes",
+                "is 0; ask for at least 1 byte",
+            );
+            return Err(call.sign(error));
+        }
         let ttl = ttl(request.ttl, ALLOCATE).map_err(|error| call.sign(error))?;
+        let wait = request
+            .wait
+            .map(prost_types::Duration::try_from)
+            .transpose()
+            .map_err(|_| {
+                let description = "is longer than a call can wait; give at most 1 h";
+                call.sign(ClientError::invalid(Service::Gpu, ALLOCATE.name, "wait", description))
+            })?;
         let message = || v1::AllocateGpuRequest {
+            wait,
+            outlives_connection: request.outlives_connection,
             memory_bytes: request.memory_bytes,
             device: request.device.clone().unwrap_or_default(),
             ttl,

@@ -474,7 +474,7 @@ pub struct AllocateGpuRequest {
     /// Bytes, at least 1.
     #[prost(uint64, tag = "1")]
     pub memory_bytes: u64,
-    /// "cuda:N", or "" for the device with most memory left.
+    /// "cuda:N" or a UUID, also of a MIG device; "" for the device with most memory left.
     #[prost(string, tag = "2")]
     pub device: ::prost::alloc::string::String,
     /// How long the lease holds, 1 s to 24 h; 5 minutes if absent.
@@ -483,6 +483,14 @@ pub struct AllocateGpuRequest {
     /// Who asks, for the operator's eyes; at most 128 characters.
     #[prost(string, tag = "4")]
     pub owner: ::prost::alloc::string::String,
+    /// How long the call waits for memory, at most 1 h, and not beyond its deadline; not at all if absent. RESOURCE_EXHAUSTED +
+    /// QUEUE_FULL if too many wait. More than any device has is refused at once.
+    #[prost(message, optional, tag = "5")]
+    pub wait: ::core::option::Option<::prost_types::Duration>,
+    /// If false, the lease ends soon after the connection over which it was allocated (--lease-grace), unless RenewLease is called
+    /// over another one meanwhile: the lease is bound to that one then. If true, only its ttl ends it.
+    #[prost(bool, tag = "6")]
+    pub outlives_connection: bool,
 }
 /// A lease.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -828,9 +836,11 @@ pub mod gpu_service_client {
                 .insert(GrpcMethod::new("medkg.v1.GpuService", "GetDeviceInfo"));
             self.inner.unary(req, path, codec).await
         }
-        /// Sets device memory aside for the tenant until the lease expires or is released. The server counts it against the
-        /// device; it does not allocate it. FAILED_PRECONDITION + GPU_UNAVAILABLE where there is no GPU, RESOURCE_EXHAUSTED +
-        /// GPU_MEMORY_EXHAUSTED when no device has as much left.
+        /// Sets device memory aside for the tenant until the lease expires, is released, or its connection dies. The server counts it
+        /// against the device, beside models and collections; it does not allocate it. FAILED_PRECONDITION + GPU_UNAVAILABLE where
+        /// there is no GPU, RESOURCE_EXHAUSTED + GPU_MEMORY_EXHAUSTED when no device has as much left, at once or after `wait`.
+        /// Tenants take turns for what becomes free; within a tenant it is first come, first served. A request that does not fit yet
+        /// holds back those behind it on each device that it could use, so that small ones do not starve a large one.
         pub async fn allocate_gpu(
             &mut self,
             request: impl tonic::IntoRequest<super::AllocateGpuRequest>,
@@ -855,8 +865,8 @@ pub mod gpu_service_client {
                 .insert(GrpcMethod::new("medkg.v1.GpuService", "AllocateGPU"));
             self.inner.unary(req, path, codec).await
         }
-        /// Lets a lease hold for `ttl` from now on. NOT_FOUND + LEASE_NOT_FOUND for one that is unknown, expired, released or
-        /// another tenant's; what expired must be allocated anew.
+        /// Lets a lease hold for `ttl` from now on, and binds it to this connection, unless it outlives connections. NOT_FOUND +
+        /// LEASE_NOT_FOUND for one that is unknown, expired, released or another tenant's; what expired must be allocated anew.
         pub async fn renew_lease(
             &mut self,
             request: impl tonic::IntoRequest<super::RenewLeaseRequest>,
@@ -961,9 +971,11 @@ pub mod gpu_service_server {
             tonic::Response<super::GetDeviceInfoResponse>,
             tonic::Status,
         >;
-        /// Sets device memory aside for the tenant until the lease expires or is released. The server counts it against the
-        /// device; it does not allocate it. FAILED_PRECONDITION + GPU_UNAVAILABLE where there is no GPU, RESOURCE_EXHAUSTED +
-        /// GPU_MEMORY_EXHAUSTED when no device has as much left.
+        /// Sets device memory aside for the tenant until the lease expires, is released, or its connection dies. The server counts it
+        /// against the device, beside models and collections; it does not allocate it. FAILED_PRECONDITION + GPU_UNAVAILABLE where
+        /// there is no GPU, RESOURCE_EXHAUSTED + GPU_MEMORY_EXHAUSTED when no device has as much left, at once or after `wait`.
+        /// Tenants take turns for what becomes free; within a tenant it is first come, first served. A request that does not fit yet
+        /// holds back those behind it on each device that it could use, so that small ones do not starve a large one.
         async fn allocate_gpu(
             &self,
             request: tonic::Request<super::AllocateGpuRequest>,
@@ -971,8 +983,8 @@ pub mod gpu_service_server {
             tonic::Response<super::AllocateGpuResponse>,
             tonic::Status,
         >;
-        /// Lets a lease hold for `ttl` from now on. NOT_FOUND + LEASE_NOT_FOUND for one that is unknown, expired, released or
-        /// another tenant's; what expired must be allocated anew.
+        /// Lets a lease hold for `ttl` from now on, and binds it to this connection, unless it outlives connections. NOT_FOUND +
+        /// LEASE_NOT_FOUND for one that is unknown, expired, released or another tenant's; what expired must be allocated anew.
         async fn renew_lease(
             &self,
             request: tonic::Request<super::RenewLeaseRequest>,

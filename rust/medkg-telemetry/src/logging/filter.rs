@@ -19,6 +19,11 @@ fn is_kept_span(metadata: &Metadata<'_>) -> bool {
     metadata.is_span() && *metadata.level() <= Level::INFO && !PLUMBING.contains(&root)
 }
 
+/// Who changed what must not be lost to a quiet log.
+fn is_audit(metadata: &Metadata<'_>) -> bool {
+    metadata.is_event() && metadata.target() == "audit"
+}
+
 /// For the tracer: spans of level `INFO` and above, and the events of level `INFO` and above inside them.
 pub(super) struct Spans;
 
@@ -45,13 +50,13 @@ pub(super) struct Events(pub(super) EnvFilter);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Filter<S> for Events {
     fn enabled(&self, metadata: &Metadata<'_>, context: &Context<'_, S>) -> bool {
-        is_kept_span(metadata) || Filter::<S>::enabled(&self.0, metadata, context)
+        is_kept_span(metadata) || is_audit(metadata) || Filter::<S>::enabled(&self.0, metadata, context)
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
         // EnvFilter prepares its dynamic directives here, so it is asked in any case.
         let interest = Filter::<S>::callsite_enabled(&self.0, metadata);
-        if is_kept_span(metadata) {
+        if is_kept_span(metadata) || is_audit(metadata) {
             Interest::always()
         } else {
             interest
