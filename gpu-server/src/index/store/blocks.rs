@@ -315,7 +315,7 @@ impl Reader {
         let mut rows = Vec::with_capacity(points.len() * self.row_bytes);
         let mut at = 0;
         while let Some(&((block, ..), _)) = points.get(at) {
-            let value = self.blocks.get(block)?.ok_or_else(|| damaged())?;
+            let value = self.blocks.get(block)?.ok_or_else(damaged)?;
             let of_block = points[at..].iter().take_while(|((of, ..), _)| *of == block);
             for ((_, row, sum), id) in of_block {
                 rows.extend_from_slice(self.row(value.value(), *row, id, *sum)?);
