@@ -146,7 +146,7 @@ def test_a_drop_whose_caller_leaves_is_whole_or_not_at_all(
 
     def worker_is_busy() -> bool:
         started = time.monotonic()
-        vectors.points("probe")
+        vectors.search("probe", np.ones((1, DIMENSION)), 1)
         return time.monotonic() - started > 0.05
 
     eventually(worker_is_busy)
