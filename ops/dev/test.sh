@@ -19,7 +19,7 @@ else
 fi
 
 # Tests in Python start it too: a server that can be told that the processor is a GPU (tests/server/played.py).
-tests="$(cargo test --release --locked -p gpu-server --bin gpu-server --no-run --message-format=json 2>/dev/null |
+tests="$(cargo test --release --locked --workspace --bin gpu-server --no-run --message-format=json 2>/dev/null |
     .venv/bin/python -c 'import json, sys; print(*(line["executable"] for line in map(json.loads, sys.stdin) if line.get("executable")))')"
 [ -z "$tests" ] || install -m 755 "$tests" build/gpu-server-tests || status=1
 
