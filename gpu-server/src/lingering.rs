@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::transport::server::Connected;
 
 use crate::inflight::{Calls, Entered};
@@ -26,22 +27,38 @@ pub struct Link {
     pub id: u64,
     /// Its sender lives as long as the connection.
     over: watch::Receiver<()>,
+    /// From when on this server itself ends it.
+    retires: Option<Instant>,
+}
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// The peer closed it, or is gone.
+    Died,
+    /// It was as old as a connection may be: that says nothing about the peer, which makes another one for its next call.
+    Retired,
 }
 
 impl Link {
     /// Waits until the connection is over.
-    pub async fn ended(&mut self) {
+    pub async fn ended(&mut self) -> End {
         // Nothing is ever sent.
         while self.over.changed().await.is_ok() {}
+        match self.retires {
+            Some(retires) if retires <= Instant::now() => End::Retired,
+            _ => End::Died,
+        }
     }
 }
 
-/// A link, and what ends it when it is dropped.
-pub fn link() -> (Link, watch::Sender<()>) {
+/// A link that is ended by this server once it is as old as `age`, and what ends it when it is dropped.
+pub fn link(age: Option<Duration>) -> (Link, watch::Sender<()>) {
     static IDS: AtomicU64 = AtomicU64::new(1);
     let (ends, over) = watch::channel(());
     let id = IDS.fetch_add(1, Ordering::Relaxed);
-    (Link { id, over }, ends)
+    let retires = age.and_then(|age| Instant::now().checked_add(age));
+    (Link { id, over, retires }, ends)
 }
 
 /// What a connection is here: bytes both ways, and who is at the other end.
@@ -58,9 +75,9 @@ pub struct Lingering<S: Connection> {
 }
 
 impl<S: Connection> Lingering<S> {
-    /// Counts in `open` until it is closed whole.
-    pub fn new(stream: S, open: &Calls) -> Self {
-        let (link, ends) = link();
+    /// Counts in `open` until it is closed whole. The server ends it at `age`.
+    pub fn new(stream: S, open: &Calls, age: Option<Duration>) -> Self {
+        let (link, ends) = link(age);
         Self {
             stream: Some((stream, open.enter())),
             link,

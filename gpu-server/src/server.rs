@@ -305,13 +305,14 @@ impl Door {
         };
         match &self.tls {
             None => {
-                let connections = shutdown::plain(listener, self.open.clone());
+                let connections = shutdown::plain(listener, self.open.clone(), self.age);
                 transport.serve_with_incoming_shutdown(connections, until_stopped).await
             }
             Some(tls) => {
-                let open = self.open.clone();
+                let (open, age) = (self.open.clone(), self.age);
                 let connections = tls.incoming(listener, TLS_HANDSHAKE);
-                let connections = connections.map(move |stream| stream.map(|stream| Lingering::new(stream, &open)));
+                let connections =
+                    connections.map(move |stream| stream.map(|stream| Lingering::new(stream, &open, age)));
                 transport.serve_with_incoming_shutdown(connections, until_stopped).await
             }
         }

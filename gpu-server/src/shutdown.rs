@@ -1,5 +1,7 @@
 //! Signals that stop the server, one that must not, and the plain listener.
 
+use std::time::Duration;
+
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_stream::StreamExt as _;
@@ -40,16 +42,17 @@ impl Signals {
 }
 
 /// Connections without TLS. One that fails while it is accepted (the client is gone, no file descriptor is left) is
-/// skipped: it must not end the server.
+/// skipped: it must not end the server. Each is ended at `age`.
 pub fn plain(
     listener: TcpListener,
     open: Calls,
+    age: Option<Duration>,
 ) -> impl tokio_stream::Stream<Item = std::io::Result<Lingering<TcpStream>>> {
     TcpListenerStream::new(listener).filter_map(move |accepted| match accepted {
         Ok(stream) => {
             // Only a hint to the kernel; a connection without it works too.
             let _ = stream.set_nodelay(true);
-            Some(Ok(Lingering::new(stream, &open)))
+            Some(Ok(Lingering::new(stream, &open, age)))
         }
         Err(error) => {
             tracing::warn!(%error, "a connection could not be accepted");

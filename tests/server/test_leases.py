@@ -188,6 +188,20 @@ def test_a_lease_ends_with_its_connection_and_each_step_is_audited(
     assert (refused["tenant"], refused["request_id"], refused["owner"]) == ("late", "asked-3", "greedy")
 
 
+def test_a_connection_that_is_too_old_takes_no_lease_with_it(
+    lend: Callable[..., LocalServer], played: PlayedGpu
+) -> None:
+    mine = client(lend(played, "--connection-age", "1"), "mine")
+    lease = mine.allocate(GIB, ttl=3600)
+    short = mine.allocate(2 * GIB, ttl=3)
+    # Longer than the connection lives, and the grace after it.
+    eventually(lambda: mine.device("cuda:0").device.leased_memory_bytes == GIB)
+    with pytest.raises(medkg.NotFoundError, match="has expired"):
+        mine.release(short.lease_id)
+    mine.renew(lease.lease_id)
+    assert mine.release(lease.lease_id) == GIB
+
+
 def test_several_gpus_and_mig_devices_are_leased_as_they_are_listed(
     lend: Callable[..., LocalServer], tmp_path: Path
 ) -> None:

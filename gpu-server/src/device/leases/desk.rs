@@ -14,7 +14,7 @@ use super::line::Ticket;
 use super::{Ask, Ended, Lease, Room, check};
 use crate::device::ledger::Ledger;
 use crate::error::Error;
-use crate::lingering::Link;
+use crate::lingering::{End, Link};
 
 /// One for all calls of a process.
 #[derive(Debug)]
@@ -186,8 +186,12 @@ impl Desk {
         }
         let desk = Arc::clone(self);
         tokio::spawn(async move {
-            link.ended().await;
+            let end = link.ended().await;
             lock(&desk.links).remove(&link.id);
+            if end == End::Retired {
+                // This server ended it: the owner is not known to be gone, and its next renewal binds the lease anew.
+                return;
+            }
             let orphaned = lock(&desk.book).orphan(link.id, now() + desk.grace);
             for lease in &orphaned {
                 tell_later("ConnectionLost", "orphaned", lease);

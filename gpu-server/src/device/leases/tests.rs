@@ -398,8 +398,8 @@ async fn memory_that_a_model_gives_back_is_leased() {
 #[tokio::test(start_paused = true)]
 async fn a_lease_ends_with_its_connection_after_a_grace_unless_it_is_renewed_over_another_one() {
     let desk = Desk::open(ledger(100), GRACE);
-    let (first, ends_first) = link();
-    let (second, ends_second) = link();
+    let (first, ends_first) = link(None);
+    let (second, ends_second) = link(None);
     let long = Duration::from_secs(3600);
     let bound = |bytes, connection| Ask {
         ttl: long,
@@ -433,4 +433,30 @@ async fn a_lease_ends_with_its_connection_after_a_grace_unless_it_is_renewed_ove
     drop(ends_second);
     tokio::time::sleep(GRACE + Duration::from_secs(1)).await;
     assert_eq!(desk.leased("cuda:0"), 40);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_the_server_retires_takes_no_lease_with_it() {
+    let desk = Desk::open(ledger(100), GRACE);
+    let age = Duration::from_secs(60);
+    let (old, ends) = link(Some(age));
+    let (young, breaks) = link(Some(age));
+    for one in [old, young] {
+        let bound = Ask {
+            ttl: LONG,
+            connection: Some(one.id),
+            ..ask("a", 10, "")
+        };
+        desk.allocate(one_room(), bound, Duration::ZERO, Some(one))
+            .await
+            .unwrap();
+    }
+    drop(breaks);
+    tokio::time::sleep(age).await;
+    assert_eq!(desk.leased("cuda:0"), 10, "one broke before its time");
+    drop(ends);
+    tokio::time::sleep(GRACE * 2).await;
+    assert_eq!(desk.leased("cuda:0"), 10);
+    tokio::time::sleep(LONG).await;
+    assert_eq!(desk.leased("cuda:0"), 0, "its time ends it");
 }
