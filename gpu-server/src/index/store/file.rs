@@ -180,6 +180,17 @@ impl File {
     }
 }
 
+impl Drop for File {
+    /// redb writes when it closes a file, and meets the damage of one that was damaged while it was open.
+    fn drop(&mut self) {
+        let opened = self.opened.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if catch_unwind(AssertUnwindSafe(|| drop(opened))).is_err() {
+            let file = self.path.display();
+            tracing::error!(%file, "a collection's file is damaged and could not be closed; restore it from a backup");
+        }
+    }
+}
+
 /// Runs work on a file and tells what went wrong with it. A damaged file may make redb panic; that is caught here.
 pub(super) fn guarded<T>(path: &Path, work: impl FnOnce() -> Result<T, Stop>) -> Result<T, Error> {
     let stop = match catch_unwind(AssertUnwindSafe(work)) {
