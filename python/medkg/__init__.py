@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     )
     from medkg.call_context import CallOptions, context
     from medkg.client import EmbeddingClient, GpuClient, RerankingClient, Services, VectorClient, connect
-    from medkg.client import version as __version__
+    from medkg.client.native import version as __version__
     from medkg.config import ClientConfig, TlsConfig
     from medkg.errors import (
         AlreadyExistsError,
@@ -161,7 +161,7 @@ def __getattr__(name: str) -> Any:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
     if name == "__version__":
-        value = import_module("medkg.client").version
+        value = import_module("medkg.client.native").version
     else:
         homes = (import_module(f"medkg.{home}") for home in _HOMES)
         value = next(getattr(home, name) for home in homes if name in home.__all__)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from medkg.base import Client, NativeT, configure
 from medkg.call_context import resolve
-from medkg.client import native
+from medkg.client.native import native
 from medkg.exporting import AsyncVectorExport
 from medkg.streaming import async_answers
 from medkg.watching import AsyncStatusWatch

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from medkg.client.embedding import EmbeddingClient
 from medkg.client.gpu import GpuClient
-from medkg.client.native import native, version
 from medkg.client.reranking import RerankingClient
 from medkg.client.services import Services, connect
 from medkg.client.vector import VectorClient
@@ -27,6 +26,4 @@ __all__ = [
     "Services",
     "VectorClient",
     "connect",
-    "native",
-    "version",
 ]

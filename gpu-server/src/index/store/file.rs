@@ -4,13 +4,14 @@
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{
     Builder, Database, ReadOnlyDatabase, ReadTransaction, ReadableDatabase as _, TransactionError, WriteTransaction,
 };
 
+use super::Written;
 use crate::error::Error;
 
 /// Bytes of pages in memory for each file, of which at most half wait to be written.
@@ -58,6 +59,9 @@ pub(super) struct File {
     /// None after an I/O error, until somebody needs it again.
     opened: RwLock<Option<Opened>>,
     row_bytes: usize,
+    /// The generation that was committed last. redb repairs a file whose last commit is damaged by going back to the one before,
+    /// and says nothing of it.
+    committed: AtomicU64,
 }
 
 /// A builder as all files need it; the flag tells whether the file had to be repaired.
@@ -105,7 +109,9 @@ impl File {
             if let Opened::Writable(database) = &opened {
                 super::older::convert(database, row_bytes)?;
             }
+            let committed = super::generation(&opened.begin_read()?)?;
             Ok(Self {
+                committed: AtomicU64::new(committed),
                 path: path.to_owned(),
                 opened: RwLock::new(Some(opened)),
                 row_bytes,
@@ -129,12 +135,12 @@ impl File {
     }
 
     /// Writes and commits, all or nothing. `ready` is asked before the commit, which it may refuse.
-    pub(super) fn write<T>(
+    pub(super) fn write(
         &self,
-        work: impl Fn(&WriteTransaction) -> Result<T, redb::Error>,
+        work: impl Fn(&WriteTransaction) -> Result<Written, redb::Error>,
         ready: impl FnOnce() -> Result<(), Error>,
-    ) -> Result<T, Error> {
-        let write = |opened: &Opened| -> Result<T, Stop> {
+    ) -> Result<Written, Error> {
+        let write = |opened: &Opened| -> Result<Written, Stop> {
             let Opened::Writable(database) = opened else {
                 return Err(redb::Error::Io(ErrorKind::ReadOnlyFilesystem.into()).into());
             };
@@ -142,6 +148,7 @@ impl File {
             let done = work(&transaction)?;
             ready().map_err(Stop::Other)?;
             transaction.commit()?;
+            self.committed.store(done.generation, Ordering::Release);
             Ok(done)
         };
         guarded(&self.path, || self.with(write))
@@ -173,6 +180,9 @@ impl File {
             let again = open(&self.path)?;
             if let Opened::Writable(database) = &again {
                 super::older::convert(database, self.row_bytes)?;
+            }
+            if super::generation(&again.begin_read()?)? < self.committed.load(Ordering::Acquire) {
+                return Err(redb::Error::Corrupted("the last writes in it are damaged".to_owned()));
             }
             *opened = Some(again);
         }
