@@ -16,6 +16,8 @@ fn main() {
         .std("c++20")
         .warnings(false)
         .opt_level(3)
+        // Without it libtorch's `at::parallel_for` is a plain loop.
+        .flag("-fopenmp")
         .include(include.join("torch/csrc/api/include"))
         .include(include)
         .files(
@@ -23,4 +25,6 @@ fn main() {
                 .map(|name| format!("csrc/{name}.cpp")),
         )
         .compile("medkg_kernels");
+    // The one that libtorch brings: it lies in the same folder, which the binary searches first.
+    println!("cargo:rustc-link-lib=gomp");
 }

@@ -202,9 +202,9 @@ at::Tensor* medkg_add_layer_norm(
 }
 
 // As scores.h's.
-at::Tensor* medkg_half_scores(
+at::Tensor* medkg_few_scores(
     const at::Tensor* queries, const at::Tensor* rows, int distances, char* problem, size_t capacity) {
-  return caught_if(problem, capacity, [&] { return medkg::half_scores(*queries, *rows, distances != 0); });
+  return caught_if(problem, capacity, [&] { return medkg::few_scores(*queries, *rows, distances != 0); });
 }
 
 }  // extern "C"

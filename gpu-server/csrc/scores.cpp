@@ -1,6 +1,7 @@
-// Inner products and distances of a few queries with many rows in half precision. Rows are widened in registers: memory,
-// which is what a search of few queries waits for, is read at half the width, and each row once for all queries. Values
-// widen exactly, and are multiplied and summed in f32.
+// Inner products and distances of a few queries with many rows. Memory is what a search of few queries waits for: each row
+// is read once for all queries, by all threads, and rows in half precision are widened in registers, so that they are read
+// at half the width. Values widen exactly, and are multiplied and summed in f32. A matrix product of few queries is left to
+// one thread by MKL on some processors.
 
 #include "scores.h"
 
@@ -14,8 +15,10 @@
 namespace medkg {
 namespace {
 
-// Rows that share each part of a query that is loaded.
-constexpr int64_t kRows = 4;
+// Sums of a row that go on side by side: they hide the latency of the additions.
+constexpr int64_t kSums = 4;
+// How far ahead memory is asked for. A hint past the last row does no harm.
+constexpr int64_t kAheadBytes = 4096;
 // Rows that all queries are compared with before the next ones are read: they stay in the nearest cache.
 constexpr int64_t kBlockElements = 8 * 1024;
 // Elements of a thread's share, at least.
@@ -31,32 +34,28 @@ AVX512 inline __m512 added(__m512 sum, __m512 query, __m512 row) {
   }
 }
 
-// One query with `count` rows that follow each other. Two sums for each row hide the latency of the additions.
-template <typename T, bool distances, int64_t count>
-AVX512 void compare(const float* query, const T* rows, int64_t size, float* scores) {
-  __m512 sums[count][2];
-  for (auto& sum : sums) sum[0] = sum[1] = _mm512_setzero_ps();
+// One query with one row. Rows are read from the first to the last: several side by side are not foreseen by the processor.
+template <typename T, bool distances>
+AVX512 float compare(const float* query, const T* row, int64_t size) {
+  __m512 sums[kSums];
+  for (auto& sum : sums) sum = _mm512_setzero_ps();
   int64_t at = 0;
-  for (; at + 2 * kLanes <= size; at += 2 * kLanes) {
-    const __m512 first = load(query + at), second = load(query + at + kLanes);
+  for (; at + kSums * kLanes <= size; at += kSums * kLanes) {
+    const char* ahead = reinterpret_cast<const char*>(row + at) + kAheadBytes;
+    for (size_t line = 0; line < kSums * kLanes * sizeof(T); line += 64) _mm_prefetch(ahead + line, _MM_HINT_T0);
 #pragma GCC unroll 4
-    for (int64_t row = 0; row < count; ++row) {
-      sums[row][0] = added<distances>(sums[row][0], first, load(rows + row * size + at));
-      sums[row][1] = added<distances>(sums[row][1], second, load(rows + row * size + at + kLanes));
+    for (int64_t part = 0; part < kSums; ++part) {
+      const int64_t from = at + part * kLanes;
+      sums[part] = added<distances>(sums[part], load(query + from), load(row + from));
     }
   }
   for (; at < size; at += kLanes) {
-    const int64_t left = std::min(kLanes, size - at);
-    const __mmask16 wanted = static_cast<__mmask16>((1u << left) - 1);
-    const __m512 values = load(query + at, wanted);
-    for (int64_t row = 0; row < count; ++row) {
-      sums[row][0] = added<distances>(sums[row][0], values, load(rows + row * size + at, wanted));
-    }
+    const __mmask16 wanted = static_cast<__mmask16>((1u << std::min(kLanes, size - at)) - 1);
+    sums[0] = added<distances>(sums[0], load(query + at, wanted), load(row + at, wanted));
   }
-  for (int64_t row = 0; row < count; ++row) {
-    const float sum = _mm512_reduce_add_ps(_mm512_add_ps(sums[row][0], sums[row][1]));
-    scores[row] = distances ? std::sqrt(sum) : sum;
-  }
+  const __m512 pairs = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
+  const float sum = _mm512_reduce_add_ps(pairs);
+  return distances ? std::sqrt(sum) : sum;
 }
 
 template <typename T, bool distances>
@@ -65,16 +64,15 @@ void compare_all(const at::Tensor& queries, const at::Tensor& rows, at::Tensor& 
   const float* query = queries.const_data_ptr<float>();
   const T* row = rows.const_data_ptr<T>();
   float* score = scores.mutable_data_ptr<float>();
-  const int64_t block = std::max(kRows, kBlockElements / std::max<int64_t>(size, 1) / kRows * kRows);
+  const int64_t block = std::max<int64_t>(1, kBlockElements / std::max<int64_t>(size, 1));
   at::parallel_for(0, points, std::max<int64_t>(1, kGrain / std::max<int64_t>(size, 1)), [&](int64_t from, int64_t to) {
     for (int64_t start = from; start < to; start += block) {
       const int64_t end = std::min(to, start + block);
       for (int64_t q = 0; q < count; ++q) {
         const float* asked = query + q * size;
-        float* out = score + q * points;
-        int64_t at = start;
-        for (; at + kRows <= end; at += kRows) compare<T, distances, kRows>(asked, row + at * size, size, out + at);
-        for (; at < end; ++at) compare<T, distances, 1>(asked, row + at * size, size, out + at);
+        for (int64_t at = start; at < end; ++at) {
+          score[q * points + at] = compare<T, distances>(asked, row + at * size, size);
+        }
       }
     }
   });
@@ -91,15 +89,18 @@ void compare_as(const at::Tensor& queries, const at::Tensor& rows, bool distance
 
 }  // namespace
 
-std::optional<at::Tensor> half_scores(const at::Tensor& queries, const at::Tensor& rows, bool distances) {
-  const bool half = rows.scalar_type() == at::kHalf, brain = rows.scalar_type() == at::kBFloat16;
-  const bool applies = has_avx512() && (half || brain) && queries.scalar_type() == at::kFloat &&
+std::optional<at::Tensor> few_scores(const at::Tensor& queries, const at::Tensor& rows, bool distances) {
+  const at::ScalarType kind = rows.scalar_type();
+  const bool known = kind == at::kFloat || kind == at::kHalf || kind == at::kBFloat16;
+  const bool applies = has_avx512() && known && queries.scalar_type() == at::kFloat &&
                        queries.device().is_cpu() && rows.device().is_cpu() && queries.is_contiguous() &&
                        rows.is_contiguous();
   if (!applies) return std::nullopt;
   TORCH_CHECK(queries.dim() == 2 && rows.dim() == 2 && queries.size(1) == rows.size(1), "shapes do not match");
   at::Tensor scores = at::empty({queries.size(0), rows.size(0)}, queries.options());
-  if (half) {
+  if (kind == at::kFloat) {
+    compare_as<float>(queries, rows, distances, scores);
+  } else if (kind == at::kHalf) {
     compare_as<c10::Half>(queries, rows, distances, scores);
   } else {
     compare_as<c10::BFloat16>(queries, rows, distances, scores);

@@ -1,4 +1,4 @@
-// Scores of rows that are kept in half precision, for CPUs with AVX-512. As attention.h says of its kernels.
+// Scores of rows for few queries at once, for CPUs with AVX-512. As attention.h says of its kernels.
 
 #pragma once
 
@@ -8,8 +8,8 @@
 
 namespace medkg {
 
-// queries [count, size] f32, rows [points, size] f16 or bf16; gives [count, points] f32: inner products, or Euclidean
+// queries [count, size] f32, rows [points, size] f32, f16 or bf16; gives [count, points] f32: inner products, or Euclidean
 // distances.
-std::optional<at::Tensor> half_scores(const at::Tensor& queries, const at::Tensor& rows, bool distances);
+std::optional<at::Tensor> few_scores(const at::Tensor& queries, const at::Tensor& rows, bool distances);
 
 }  // namespace medkg

@@ -16,7 +16,7 @@ use super::sparse::{Postings, Rows};
 use super::store::{Metric, Properties, Storage};
 use super::top::{keep_best, tile_top};
 use crate::error::Error;
-use crate::model::kernels::half_scores;
+use crate::model::kernels::few_scores;
 use crate::model::pooling::normalize;
 
 /// Rows compared at once, at most.
@@ -26,8 +26,8 @@ const TILE_ELEMENTS: i64 = 32 * 1024 * 1024;
 /// Elements that are widened to f32 at once: they stay in the processor's cache, so that memory is read at half the width.
 const WIDENED_ELEMENTS: i64 = 512 * 1024;
 
-/// So many queries are compared with rows in half precision by a kernel that widens them in registers; for more of them a
-/// matrix product is worth its copies.
+/// So many queries are compared with rows by a kernel that reads each row once, and widens half precision in registers; for
+/// more of them a matrix product is worth its copies.
 const FEW_QUERIES: i64 = 8;
 /// Elements that are copied at once on a CPU: libtorch shares more out among its threads, and waiting for those costs more
 /// than copying, most of all where the cores have other work.
@@ -381,15 +381,9 @@ impl View {
             // Mode 2: never through a matrix product.
             Metric::L2 => Tensor::f_cdist(queries, rows, 2.0, 2)?.f_neg(),
         };
-        if self.kind == Kind::Float {
-            return Ok(score(rows)?);
-        }
-        let widened = |rows: &Tensor| score(&rows.f_to_kind(Kind::Float)?);
-        if self.device != Device::Cpu {
-            return Ok(widened(rows)?);
-        }
-        if queries.size2()?.0 <= FEW_QUERIES {
-            let scores = half_scores(queries, rows, self.metric == Metric::L2)?;
+        let on_cpu = self.device == Device::Cpu;
+        if on_cpu && queries.size2()?.0 <= FEW_QUERIES {
+            let scores = few_scores(queries, rows, self.metric == Metric::L2)?;
             if let Some(mut scores) = scores {
                 return Ok(match self.metric {
                     Metric::Dot => scores,
@@ -397,6 +391,13 @@ impl View {
                     Metric::L2 => scores.f_neg_()?,
                 });
             }
+        }
+        if self.kind == Kind::Float {
+            return Ok(score(rows)?);
+        }
+        let widened = |rows: &Tensor| score(&rows.f_to_kind(Kind::Float)?);
+        if !on_cpu {
+            return Ok(widened(rows)?);
         }
         let parts = rows.f_split((WIDENED_ELEMENTS / self.dimension).max(1), 0)?;
         let parts: Vec<Tensor> = parts.iter().map(widened).collect::<Result<_, _>>()?;

@@ -57,7 +57,7 @@ unsafe extern "C" {
         problem: *mut c_char,
         capacity: usize,
     ) -> *mut C_tensor;
-    fn medkg_half_scores(
+    fn medkg_few_scores(
         queries: *const C_tensor,
         rows: *const C_tensor,
         distances: c_int,
@@ -268,16 +268,16 @@ pub fn add_layer_norm(
     })
 }
 
-/// Inner products, or Euclidean distances, of `queries` [count, size] f32 with `rows` [points, size] f16 or bf16, on a CPU:
-/// [count, points] f32. None where the kernel does not apply.
+/// Inner products, or Euclidean distances, of `queries` [count, size] f32 with `rows` [points, size] f32, f16 or bf16, on a
+/// CPU: [count, points] f32. None where the kernel does not apply.
 ///
 /// # Errors
 /// What the device says.
-pub fn half_scores(queries: &Tensor, rows: &Tensor, distances: bool) -> Result<Option<Tensor>, Error> {
+pub fn few_scores(queries: &Tensor, rows: &Tensor, distances: bool) -> Result<Option<Tensor>, Error> {
     let distances = c_int::from(distances);
     // SAFETY: as in `PackedWeight::new`.
     received_if(|problem, capacity| unsafe {
-        medkg_half_scores(queries.as_ptr(), rows.as_ptr(), distances, problem, capacity)
+        medkg_few_scores(queries.as_ptr(), rows.as_ptr(), distances, problem, capacity)
     })
 }
 
@@ -386,20 +386,19 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn scores_of_half_rows_are_those_of_the_widened_rows(
+        fn scores_of_few_queries_are_those_of_a_matrix_product(
             queries in 1_i64..5,
             points in 1_i64..400,
             size in 1_i64..200,
-            half: bool,
+            kind in prop_oneof![Just(Kind::Float), Just(Kind::Half), Just(Kind::BFloat16)],
             distances: bool,
             seed: u32,
         ) {
             tch::manual_seed(i64::from(seed));
-            let kind = if half { Kind::Half } else { Kind::BFloat16 };
             let make = |count: i64| Tensor::randn([count, size], (Kind::Float, Device::Cpu));
             let (queries, rows) = (make(queries), make(points).to_kind(kind));
             // A CPU without AVX-512 has no kernel to test.
-            if let Some(found) = half_scores(&queries, &rows, distances).unwrap() {
+            if let Some(found) = few_scores(&queries, &rows, distances).unwrap() {
                 let (wide_queries, wide_rows) = (queries.to_kind(Kind::Double), rows.to_kind(Kind::Double));
                 let wanted = if distances {
                     (wide_queries.unsqueeze(1) - wide_rows.unsqueeze(0)).square().sum_dim_intlist(2, false, None).sqrt()
