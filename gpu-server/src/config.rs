@@ -103,6 +103,8 @@ pub struct ServerConfig {
     pub lost_grace: Duration,
     /// How long leases outlive the connection of their owner.
     pub lease_grace: Duration,
+    /// Where the processes of a host tell each other of their leases.
+    pub lease_store: Option<redis::Client>,
     /// From which fractions on the GPU's memory is told to be short.
     pub memory_thresholds: MemoryThresholds,
     /// The models that flags name, in their order.
@@ -165,6 +167,21 @@ impl ServerConfig {
         };
         let model_root = root("--model-root", arguments.model_root.as_ref());
         let backup_root = root("--backup-root", arguments.backup_root.as_ref());
+        let lease_store = arguments
+            .lease_store
+            .as_deref()
+            .filter(|url| !url.is_empty())
+            .map(redis::Client::open);
+        // Without the URL: it may hold a password.
+        let lease_store = lease_store
+            .transpose()
+            .map_err(|error| {
+                problems.push(format!(
+                    "--lease-store: {error}; expected redis://HOST:PORT, rediss://… or unix://…"
+                ))
+            })
+            .ok()
+            .flatten();
         problems.extend(durations(&arguments));
         if arguments.require_gpu_at_start && arguments.device == DeviceChoice::Cpu {
             problems.push(
@@ -203,6 +220,7 @@ impl ServerConfig {
             require_gpu: arguments.require_gpu_at_start,
             lost_grace: Duration::from_secs_f64(arguments.gpu_lost_grace),
             lease_grace: Duration::from_secs_f64(arguments.lease_grace),
+            lease_store,
             memory_thresholds,
             compute_type: arguments.dtype,
             threads: if arguments.threads == 0 {

@@ -105,7 +105,7 @@ pub enum Error {
     /// The device has the memory, but it is promised to others.
     #[error(
         "{what} needs {wanted_bytes} bytes of the GPU's {total_bytes}: leases hold {leased_bytes}, models {model_bytes}, \
-         collections {collection_bytes}; release a lease or unload a model"
+         collections {collection_bytes}, other servers of this host {neighbour_bytes}; release a lease or unload a model"
     )]
     GpuMemoryHeld {
         /// A model or a collection, by name.
@@ -120,6 +120,16 @@ pub enum Error {
         model_bytes: u64,
         /// Bytes of collections.
         collection_bytes: u64,
+        /// Bytes that other processes hold, as far as a lease store tells.
+        neighbour_bytes: u64,
+    },
+    /// Redis, where the processes of the host tell each other of their leases, does not answer.
+    #[error("no memory can be leased now: the lease store does not answer ({detail}); leases that are there go on")]
+    LeaseStoreUnavailable {
+        /// What came of the last attempt.
+        detail: String,
+        /// When it is tried again.
+        retry_after: Duration,
     },
     /// The tenant has no such lease.
     #[error("lease {lease_id:?} {}", ended(*.how))]

@@ -214,6 +214,9 @@ impl Bound {
         }
         // What was handed to the sockets must also arrive.
         let _ = tokio::time::timeout(CLOSE, open.none_left()).await;
+        if let Some(neighbours) = &engine.neighbours {
+            neighbours.leave().await;
+        }
         // A lane may hang with its device: nobody waits long for it.
         let bound = if lost.is_some() { CLOSE } else { WORKER_STOP };
         let ending = tokio::task::spawn_blocking(move || engine.stop(bound));

@@ -133,24 +133,28 @@ END
     fi
 }
 
-# debian PACKAGE PROGRAM: Debian's package, unpacked into the cache unless the program is installed. No service of this
-# machine is started or changed. Where it cannot be had, the tests that need it say so and skip.
+# debian PROGRAM PACKAGE...: Debian's packages, unpacked into the cache unless the program is installed. No service of this
+# machine is started or changed. Where they cannot be had, the tests that need the program say so and skip.
 debian() {
-    local root="$MEDKG_CACHE/debian" work
-    if command -v "$2" >/dev/null || [ -x "$root/usr/bin/$2" ]; then return; fi
-    say "fetching Debian's package $1"
+    local root="$MEDKG_CACHE/debian" program=$1 work file
+    shift
+    if command -v "$program" >/dev/null || [ -x "$root/usr/bin/$program" ]; then return; fi
+    say "fetching $program from Debian ($*)"
     mkdir -p "$root"
     work="$(mktemp -d "$root/.fetch.XXXXXX")"
-    if (cd "$work" && { apt-get download "$1" || { apt-get update && apt-get download "$1"; }; }) >"$root/$1.log" 2>&1; then
-        dpkg-deb -x "$work"/*.deb "$root"
+    if (cd "$work" && { apt-get download "$@" || { apt-get update && apt-get download "$@"; }; }) >"$root/$program.log" 2>&1; then
+        for file in "$work"/*.deb; do dpkg-deb -x "$file" "$root"; done
     else
-        say "$1 cannot be had ($root/$1.log says why); tests that need $2 are skipped"
+        say "$program cannot be had ($root/$program.log says why); tests that need it are skipped"
     fi
     rm -rf "$work"
 }
 
 # What tests start beside gpu-server.
-services() { debian prometheus prometheus; }
+services() {
+    debian prometheus prometheus
+    debian redis-server redis-server redis-tools libatomic1 libjemalloc2 liblzf1
+}
 
 for step in "$@"; do
     case "$step" in

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import time
 import urllib.error
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.services import free_port, program
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -20,23 +21,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = ROOT / "ops" / "prometheus"
-
-
-def program(name: str) -> str:
-    """Debian's program; `make test` fetches it."""
-    cache = Path.home() / ".cache" / "medkg" / "debian" / "usr" / "bin"
-    path = shutil.which(name) or shutil.which(name, path=str(cache))
-    if path is None:
-        pytest.skip(f"{name} is not installed: run `ops/dev/setup.sh services`")
-    return path
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 class Prometheus:

@@ -42,6 +42,10 @@ pub struct Arguments {
     /// Seconds that a lease outlives the connection of its owner, who may renew it over another one meanwhile.
     #[arg(long, env = "MEDKG_LEASE_GRACE", default_value = "10")]
     pub(super) lease_grace: f64,
+    /// Redis in which the gpu-servers of a host tell each other what they hold of its GPUs, e.g. <redis://127.0.0.1:6379>
+    /// or <unix:///run/redis.sock>; with <rediss://> over TLS. Give a password in the environment, not here.
+    #[arg(long, env = "MEDKG_LEASE_STORE", hide_env_values = true)]
+    pub(super) lease_store: Option<String>,
     /// Fraction of the GPU's memory in use from which on it is warned of.
     #[arg(long, env = "MEDKG_GPU_MEMORY_WARN", default_value = "0.85")]
     pub(super) gpu_memory_warn: f64,

@@ -61,6 +61,8 @@ pub struct Lease {
     pub id: String,
     /// "cuda:N".
     pub device: String,
+    /// As NVML writes it.
+    pub uuid: String,
     /// Bytes.
     pub bytes: u64,
     /// Whose it is.

@@ -1,6 +1,8 @@
 //! Whose the memory of the GPU is that this process computes on: models, collections and leases share it, and none of them
 //! takes what another one holds.
 //!
+//! What other gpu-servers of the host hold is counted as well, if they share a lease store (`neighbours`).
+//!
 //! It counts what is asked for, not what CUDA allocates: weights, the rows of collections, leases. Activations and the CUDA
 //! context are not in it. On a CPU, and where NVML does not tell how much memory there is, nothing is refused.
 
@@ -30,6 +32,8 @@ struct Shared {
     device: Option<(String, u64)>,
     held: Mutex<Held>,
     freed: Notify,
+    /// Something is held that was not, or no more.
+    moved: Notify,
 }
 
 /// Bytes.
@@ -38,6 +42,8 @@ struct Held {
     models: u64,
     collections: u64,
     leased: u64,
+    /// Of other processes.
+    neighbours: u64,
 }
 
 impl Held {
@@ -49,7 +55,9 @@ impl Held {
     }
 
     fn all(self) -> u64 {
-        self.models.saturating_add(self.collections).saturating_add(self.leased)
+        [self.models, self.collections, self.leased, self.neighbours]
+            .into_iter()
+            .fold(0, u64::saturating_add)
     }
 }
 
@@ -61,6 +69,7 @@ impl Ledger {
             device: known,
             held: Mutex::default(),
             freed: Notify::new(),
+            moved: Notify::new(),
         }))
     }
 
@@ -100,6 +109,7 @@ impl Ledger {
                 leased_bytes: held.leased,
                 model_bytes: held.models,
                 collection_bytes: held.collections,
+                neighbour_bytes: held.neighbours,
             }),
             _ => Ok(()),
         }
@@ -109,7 +119,7 @@ impl Ledger {
     pub fn room_for_models(&self) -> Option<u64> {
         let (_, total) = self.0.device.as_ref()?;
         let held = *self.held();
-        Some(total.saturating_sub(held.collections.saturating_add(held.leased)))
+        Some(total.saturating_sub(held.all().saturating_sub(held.models)))
     }
 
     /// Bytes of a device that models and collections of this process hold.
@@ -146,6 +156,16 @@ impl Ledger {
     /// Waits until a model or a collection has given memory back; what happened before is not missed.
     pub async fn freed(&self) {
         self.0.freed.notified().await;
+    }
+
+    /// What other processes of this host hold of the device.
+    pub fn set_neighbours(&self, bytes: u64) {
+        self.held().neighbours = bytes;
+    }
+
+    /// Waits until models or collections hold more or less than before; what happened before is not missed.
+    pub async fn moved(&self) {
+        self.0.moved.notified().await;
     }
 
     fn is_of(&self, device: &str) -> bool {
@@ -194,6 +214,7 @@ impl Reservation {
         drop(held);
         let less = bytes < self.bytes;
         self.bytes = bytes;
+        self.ledger.0.moved.notify_one();
         if less {
             self.ledger.0.freed.notify_one();
         }
@@ -206,6 +227,7 @@ impl Drop for Reservation {
         let own = held.of(self.holder);
         *own = own.saturating_sub(self.bytes);
         drop(held);
+        self.ledger.0.moved.notify_one();
         self.ledger.0.freed.notify_one();
     }
 }

@@ -13,6 +13,7 @@ pub mod host;
 pub mod leases;
 pub mod ledger;
 mod message;
+pub mod neighbours;
 pub mod nvml;
 pub mod pressure;
 #[cfg(test)]

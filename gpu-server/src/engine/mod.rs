@@ -43,6 +43,7 @@ use crate::device::ActiveDevice;
 use crate::device::canary::{self, Canary};
 use crate::device::fault::FaultLatch;
 use crate::device::ledger::Ledger;
+use crate::device::neighbours::{Home, Neighbours};
 use crate::device::pressure::Gauge;
 use crate::device::watch::Watched;
 use crate::error::Error;
@@ -74,6 +75,8 @@ pub struct Engine {
     pub memory: Gauge,
     /// Who holds the device's memory.
     pub ledger: Ledger,
+    /// The other processes of the host, if they share a lease store.
+    pub neighbours: Option<Arc<Neighbours>>,
     /// What computes; none where nothing does.
     pub device: Option<ActiveDevice>,
     scheduler: Arc<Scheduler>,
@@ -105,11 +108,22 @@ impl Engine {
             Ok(device) => (Some(device), FaultLatch::new(None)),
             Err(fault) => (None, FaultLatch::new(Some(fault))),
         };
+        let ledger = Ledger::of(device.as_ref());
+        let home = device
+            .as_ref()
+            .and_then(|device| device.watched.as_ref())
+            .map(|watched| Home {
+                uuid: watched.uuid.clone(),
+                id: watched.id.clone(),
+            });
+        let store = config.lease_store.clone();
+        let neighbours = store.map(|store| Neighbours::open(store, ledger.clone(), home));
         let engine = Self {
             models: Arc::new(models),
             latch,
             memory: Gauge::new(config.memory_thresholds),
-            ledger: Ledger::of(device.as_ref()),
+            ledger,
+            neighbours: neighbours.transpose()?,
             device,
             scheduler: Arc::new(Scheduler::new(shape, config.queue_tokens)),
             turns: Turns::new(config.threads),

@@ -35,7 +35,7 @@ impl Gpu {
     /// Tells about `engine`'s device, until the process is `stopping`.
     pub fn new(engine: Arc<Engine>, config: &ServerConfig, stopping: watch::Receiver<bool>) -> Self {
         Self {
-            desk: Desk::open(engine.ledger.clone(), config.lease_grace),
+            desk: Desk::open(engine.ledger.clone(), engine.neighbours.clone(), config.lease_grace),
             engine,
             stopping,
             choice: config.device,

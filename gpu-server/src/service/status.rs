@@ -61,6 +61,9 @@ fn row(error: &Error) -> (Code, Reason, Option<Duration>) {
         Error::GpuMemoryExhausted { .. } | Error::GpuMemoryHeld { .. } => {
             (Code::ResourceExhausted, Reason::GpuMemoryExhausted, None)
         }
+        Error::LeaseStoreUnavailable { retry_after, .. } => {
+            (Code::Unavailable, Reason::LeaseStoreUnavailable, Some(*retry_after))
+        }
         Error::LeaseNotFound { .. } => (Code::NotFound, Reason::LeaseNotFound, None),
         Error::CollectionNotFound { .. } | Error::BackupLacks { .. } => {
             (Code::NotFound, Reason::CollectionNotFound, None)

@@ -60,6 +60,7 @@ class DeviceInfo:
         compute_capability: Such as ``"9.0"``; empty where it is not known.
         mig_enabled: True for a GPU that is cut into MIG devices, which are listed too.
         parent_uuid: For a MIG device, the UUID of its GPU; else empty.
+        held_by_others_bytes: Bytes that other servers of the host hold of it; None where they share no lease store.
     """
 
     id: str
@@ -75,6 +76,7 @@ class DeviceInfo:
     compute_capability: str
     mig_enabled: bool
     parent_uuid: str
+    held_by_others_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,6 +198,7 @@ fn device_info(py: Python<'_>, device: DeviceInfo) -> PyResult<Bound<'_, PyAny>>
     fields.set_item("compute_capability", device.compute_capability)?;
     fields.set_item("mig_enabled", device.mig_enabled)?;
     fields.set_item("parent_uuid", device.parent_uuid)?;
+    fields.set_item("held_by_others_bytes", device.held_by_others_bytes)?;
     results::class(py, "DeviceInfo")?.call((), Some(&fields))
 }
 

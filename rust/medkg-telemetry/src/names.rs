@@ -77,6 +77,8 @@ reasons! {
     GpuOutOfMemory = "GPU_OUT_OF_MEMORY",
     /// No device has as much memory left as a lease, a model or a collection needs: it is promised to others.
     GpuMemoryExhausted = "GPU_MEMORY_EXHAUSTED",
+    /// The processes of a host cannot tell each other of their leases; those that are there go on.
+    LeaseStoreUnavailable = "LEASE_STORE_UNAVAILABLE",
     /// The lease is unknown, expired, released or another tenant's.
     LeaseNotFound = "LEASE_NOT_FOUND",
     /// The tenant has no collection of that name.
@@ -129,7 +131,7 @@ mod tests {
 
     #[test]
     fn every_reason_survives_the_wire() {
-        assert_eq!(Reason::ALL.len(), 26);
+        assert_eq!(Reason::ALL.len(), 27);
         for reason in Reason::ALL {
             assert_eq!(reason.as_str().parse(), Ok(*reason));
             assert_eq!(reason.to_string(), reason.as_str());

@@ -34,6 +34,8 @@ pub struct Turn {
     pub ask: Arc<Ask>,
     /// "cuda:N".
     pub device: String,
+    /// As NVML writes it.
+    pub uuid: String,
 }
 
 impl Book {
@@ -57,6 +59,11 @@ impl Book {
         self.line.leave(ticket);
     }
 
+    /// Whether anybody waits.
+    pub fn has_line(&self) -> bool {
+        self.line.len() > 0
+    }
+
     /// How many wait before one.
     pub fn before(&self, ticket: Ticket) -> usize {
         self.line.before(ticket)
@@ -71,6 +78,7 @@ impl Book {
             ticket: waiting.ticket,
             ask: Arc::clone(&waiting.ask),
             device: room.id.clone(),
+            uuid: room.uuid.clone(),
         })
     }
 
@@ -86,6 +94,7 @@ impl Book {
         let lease = Lease {
             id: id.clone(),
             device: turn.device.clone(),
+            uuid: turn.uuid.clone(),
             bytes: ask.bytes,
             tenant: ask.tenant.clone(),
             owner: ask.owner.clone(),

@@ -13,6 +13,7 @@ use super::book::{Book, Turn};
 use super::line::Ticket;
 use super::{Ask, Ended, Lease, Room, check};
 use crate::device::ledger::Ledger;
+use crate::device::neighbours::{Held, Neighbours};
 use crate::error::Error;
 use crate::lingering::{End, Link};
 
@@ -26,6 +27,10 @@ pub struct Desk {
     /// Connections whose end is waited for.
     links: Mutex<HashSet<u64>>,
     ledger: Ledger,
+    /// The other processes of the host, if they share a lease store.
+    neighbours: Option<Arc<Neighbours>>,
+    /// One at a time serves.
+    serving: tokio::sync::Mutex<()>,
     /// How long leases outlive their connection.
     grace: Duration,
     /// Something may have become free, or ends at another time now.
@@ -43,13 +48,15 @@ fn now() -> Instant {
 
 impl Desk {
     /// Opens it. Called inside the runtime.
-    pub fn open(ledger: Ledger, grace: Duration) -> Arc<Self> {
+    pub fn open(ledger: Ledger, neighbours: Option<Arc<Neighbours>>, grace: Duration) -> Arc<Self> {
         let desk = Arc::new(Self {
             book: Mutex::default(),
             rooms: Mutex::default(),
             waiting: Mutex::default(),
             links: Mutex::default(),
             ledger,
+            neighbours,
+            serving: tokio::sync::Mutex::default(),
             grace,
             changed: Notify::new(),
         });
@@ -60,7 +67,7 @@ impl Desk {
     /// Serves whenever a lease ends by itself or something else becomes free.
     async fn follow(self: Arc<Self>) {
         loop {
-            self.serve();
+            Arc::clone(&self).serve().await;
             let wake = lock(&self.book).wake();
             let ends = async {
                 match wake {
@@ -68,8 +75,15 @@ impl Desk {
                     None => std::future::pending().await,
                 }
             };
+            let others = async {
+                match &self.neighbours {
+                    Some(neighbours) => neighbours.freed().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = ends => {}
+                () = others => {}
                 () = self.changed.notified() => {}
                 () = self.ledger.freed() => {}
             }
@@ -79,7 +93,8 @@ impl Desk {
     /// Memory on one of these devices, waited for at most `wait`.
     ///
     /// # Errors
-    /// As [`check`]; [`Error::GpuMemoryExhausted`] if it cannot be had in time, [`Error::QueueFull`].
+    /// As [`check`]; [`Error::GpuMemoryExhausted`] if it cannot be had in time, [`Error::LeaseStoreUnavailable`],
+    /// [`Error::QueueFull`].
     pub async fn allocate(
         self: &Arc<Self>,
         rooms: Vec<Room>,
@@ -88,6 +103,9 @@ impl Desk {
         link: Option<Link>,
     ) -> Result<Lease, Error> {
         check(&rooms, &ask)?;
+        if let Some(neighbours) = &self.neighbours {
+            neighbours.know(&rooms);
+        }
         *lock(&self.rooms) = rooms;
         let (reply, answer) = oneshot::channel();
         let bound = ask.connection;
@@ -103,7 +121,8 @@ impl Desk {
                 queued: false,
             }
         };
-        self.serve();
+        // In a task of its own: a caller that goes away does not leave it half done.
+        let _ = tokio::spawn(Arc::clone(self).serve()).await;
         let lease = match place.answer.try_recv() {
             Ok(lease) => lease,
             Err(_) if wait.is_zero() => return Err(self.exhausted(place.ticket, &ask)),
@@ -128,7 +147,11 @@ impl Desk {
         Ok(lease)
     }
 
+    /// Why nothing was granted.
     fn exhausted(&self, ticket: Ticket, ask: &Ask) -> Error {
+        if let Some(trouble) = self.neighbours.as_ref().and_then(|neighbours| neighbours.trouble()) {
+            return trouble;
+        }
         let rooms = self.rooms();
         let book = lock(&self.book);
         let named = rooms.iter().filter(|room| room.is_named(&ask.device));
@@ -161,9 +184,9 @@ impl Desk {
     pub fn release(&self, tenant: &str, id: &str) -> Result<Lease, Error> {
         self.end_overdue();
         let lease = lock(&self.book).release(tenant, id, now())?;
-        self.ledger.end_lease(&lease.device, lease.bytes);
+        self.free(&lease.device, &lease.uuid, lease.bytes);
         tell("ReleaseGPU", "released", &lease);
-        self.serve();
+        self.changed.notify_one();
         Ok(lease)
     }
 
@@ -203,40 +226,82 @@ impl Desk {
     fn rooms(&self) -> Vec<Room> {
         let mut rooms = lock(&self.rooms).clone();
         for room in &mut rooms {
-            room.taken = self.ledger.taken(&room.id);
+            room.taken = self.ledger.taken(&room.id).saturating_add(self.others(&room.uuid));
         }
         rooms
+    }
+
+    /// Bytes that other processes hold of a device.
+    fn others(&self, uuid: &str) -> u64 {
+        self.neighbours.as_ref().map_or(0, |neighbours| neighbours.others(uuid))
+    }
+
+    /// A lease on the device is over.
+    fn free(&self, device: &str, uuid: &str, bytes: u64) {
+        self.ledger.end_lease(device, bytes);
+        if let Some(neighbours) = &self.neighbours {
+            neighbours.give_back(uuid, bytes);
+        }
     }
 
     fn end_overdue(&self) {
         let over = lock(&self.book).expire(now());
         for (lease, how) in &over {
-            self.ledger.end_lease(&lease.device, lease.bytes);
+            self.free(&lease.device, &lease.uuid, lease.bytes);
             let outcome = if *how == Ended::Orphaned { "released" } else { "expired" };
             tell_later("LeaseEnd", outcome, lease);
         }
     }
 
     /// Grants what can be granted.
-    fn serve(&self) {
+    async fn serve(self: Arc<Self>) {
+        let _alone = self.serving.lock().await;
         self.end_overdue();
+        if let Some(neighbours) = self.neighbours.as_ref().filter(|_| lock(&self.book).has_line()) {
+            // Nobody is refused for what another process held a moment ago.
+            neighbours.tell().await;
+        }
+        let mut refused = None;
         loop {
             let rooms = self.rooms();
-            let mut book = lock(&self.book);
-            let Some(turn) = book.next(&rooms) else { return };
+            let Some(turn) = lock(&self.book).next(&rooms) else {
+                return;
+            };
             // Models and collections may have grown since the rooms were looked at; what they give back wakes the clock.
-            if !self.ledger.lease(&turn.device, turn.ask.bytes) {
+            let here = Some((turn.ticket, turn.device.clone()));
+            if here == refused || !self.ledger.lease(&turn.device, turn.ask.bytes) {
                 return;
             }
-            let lease = identity().and_then(|id| book.grant(&turn, id, now()));
-            drop(book);
+            match self.held(&rooms, &turn).await {
+                Held::Yes => {}
+                // What others hold is known now, so another device may be next, or nobody.
+                Held::No => {
+                    self.ledger.end_lease(&turn.device, turn.ask.bytes);
+                    refused = here;
+                    continue;
+                }
+                Held::Unknown => {
+                    self.ledger.end_lease(&turn.device, turn.ask.bytes);
+                    return;
+                }
+            }
+            let lease = identity().and_then(|id| lock(&self.book).grant(&turn, id, now()));
             self.hand_over(&turn, lease);
+        }
+    }
+
+    /// Whether the other processes leave what a turn wants.
+    async fn held(&self, rooms: &[Room], turn: &Turn) -> Held {
+        let room = rooms.iter().find(|room| room.id == turn.device);
+        match self.neighbours.as_ref().zip(room) {
+            Some((neighbours, room)) => neighbours.take(room, turn.ask.bytes).await,
+            None => Held::Yes,
         }
     }
 
     fn hand_over(&self, turn: &Turn, lease: Option<Lease>) {
         let Some(lease) = lease else {
-            self.ledger.end_lease(&turn.device, turn.ask.bytes);
+            self.free(&turn.device, &turn.uuid, turn.ask.bytes);
             lock(&self.book).leave(turn.ticket);
             lock(&self.waiting).remove(&turn.ticket);
             return;
@@ -254,7 +319,7 @@ impl Desk {
     /// Of one who left before it heard of its lease.
     fn take_back(&self, lease: &Lease) {
         if lock(&self.book).release(&lease.tenant, &lease.id, now()).is_ok() {
-            self.ledger.end_lease(&lease.device, lease.bytes);
+            self.free(&lease.device, &lease.uuid, lease.bytes);
         }
         self.changed.notify_one();
     }

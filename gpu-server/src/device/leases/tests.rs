@@ -330,7 +330,7 @@ async fn allocate(desk: &Arc<Desk>, ask: Ask, wait: Duration) -> Result<Lease, E
 
 #[tokio::test(start_paused = true)]
 async fn a_call_waits_until_a_lease_ends_by_itself_or_until_its_time_is_over() {
-    let desk = Desk::open(ledger(100), GRACE);
+    let desk = Desk::open(ledger(100), None, GRACE);
     allocate(&desk, ask("a", 100, ""), Duration::ZERO).await.unwrap();
     let refused = allocate(&desk, ask("b", 1, ""), Duration::ZERO).await.unwrap_err();
     let Error::GpuMemoryExhausted {
@@ -353,7 +353,7 @@ async fn a_call_waits_until_a_lease_ends_by_itself_or_until_its_time_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn a_caller_that_goes_away_leaves_the_line() {
-    let desk = Desk::open(ledger(100), GRACE);
+    let desk = Desk::open(ledger(100), None, GRACE);
     let held = allocate(&desk, ask("a", 100, ""), Duration::ZERO).await.unwrap();
     let leaves = {
         let desk = Arc::clone(&desk);
@@ -374,7 +374,7 @@ async fn a_caller_that_goes_away_leaves_the_line() {
 #[tokio::test(start_paused = true)]
 async fn memory_that_a_model_gives_back_is_leased() {
     let ledger = ledger(100);
-    let desk = Desk::open(ledger.clone(), GRACE);
+    let desk = Desk::open(ledger.clone(), None, GRACE);
     let model = ledger.reserve(Holder::Models, "model \"m\"", 50).unwrap();
     let refused = allocate(&desk, ask("a", 51, ""), Duration::ZERO).await.unwrap_err();
     assert!(
@@ -397,7 +397,7 @@ async fn memory_that_a_model_gives_back_is_leased() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_ends_with_its_connection_after_a_grace_unless_it_is_renewed_over_another_one() {
-    let desk = Desk::open(ledger(100), GRACE);
+    let desk = Desk::open(ledger(100), None, GRACE);
     let (first, ends_first) = link(None);
     let (second, ends_second) = link(None);
     let long = Duration::from_secs(3600);
@@ -437,7 +437,7 @@ async fn a_lease_ends_with_its_connection_after_a_grace_unless_it_is_renewed_ove
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_the_server_retires_takes_no_lease_with_it() {
-    let desk = Desk::open(ledger(100), GRACE);
+    let desk = Desk::open(ledger(100), None, GRACE);
     let age = Duration::from_secs(60);
     let (old, ends) = link(Some(age));
     let (young, breaks) = link(Some(age));

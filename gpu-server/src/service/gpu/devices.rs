@@ -82,6 +82,11 @@ impl Gpu {
             name: device.name,
             total_memory_bytes: device.total_memory,
             leased_memory_bytes: self.desk.leased(&device.id),
+            held_by_others_bytes: self
+                .engine
+                .neighbours
+                .as_ref()
+                .map(|neighbours| neighbours.others(&device.uuid)),
             active: device.id == self.status().active_device,
             id: device.id,
             used_memory_bytes: device.used_memory,

@@ -142,6 +142,8 @@ pub struct DeviceInfo {
     pub mig_enabled: bool,
     /// For a MIG device, the UUID of its GPU; else empty.
     pub parent_uuid: String,
+    /// Bytes that other servers of the host hold of it, where they share a lease store.
+    pub held_by_others_bytes: Option<u64>,
 }
 
 /// A device, in detail; what NVML does not tell is none.
@@ -396,6 +398,7 @@ fn device_info(device: v1::Device) -> DeviceInfo {
         compute_capability: device.compute_capability,
         mig_enabled: device.mig_enabled,
         parent_uuid: device.parent_uuid,
+        held_by_others_bytes: device.held_by_others_bytes,
     }
 }
 

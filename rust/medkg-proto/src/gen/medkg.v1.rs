@@ -412,6 +412,9 @@ pub struct Device {
     /// For a MIG device, the UUID of its GPU.
     #[prost(string, tag = "13")]
     pub parent_uuid: ::prost::alloc::string::String,
+    /// Bytes that other gpu-servers hold of it, as they said last in the lease store; absent where there is none.
+    #[prost(uint64, optional, tag = "14")]
+    pub held_by_others_bytes: ::core::option::Option<u64>,
 }
 /// The devices.
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -1,0 +1,87 @@
+"""Debian's programs beside gpu-server, as `ops/dev/setup.sh services` fetches them: each test starts its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+DEBIAN = Path(os.environ.get("MEDKG_CACHE", Path.home() / ".cache" / "medkg")) / "debian" / "usr"
+
+
+def program(name: str) -> str:
+    """Its path; without it the test is skipped."""
+    path = shutil.which(name) or shutil.which(name, path=str(DEBIAN / "bin"))
+    if path is None:
+        pytest.skip(f"{name} is not installed: run `ops/dev/setup.sh services`")
+    return path
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Redis:
+    """A `redis-server` on the loopback, with nothing on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Waits until it answers."""
+        libraries = [str(folder) for folder in (DEBIAN / "lib").glob("*-linux-gnu*")]
+        paths = os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [program("redis-server"), *settings], stdout=log, stderr=log, env={**os.environ, "LD_LIBRARY_PATH": paths}
+            )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                if self.call("PING") == b"+PONG\r\n":
+                    return
+            except OSError:
+                pass
+            assert self.process.poll() is None, (self.folder / "log").read_text()
+            assert time.monotonic() < deadline, "redis-server does not answer"
+            time.sleep(0.02)
+
+    def call(self, *words: str) -> bytes:
+        """The answer to one command, as it is on the wire; up to 64 KiB."""
+        parts = [f"${len(word.encode())}\r\n{word}\r\n" for word in words]
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as wire:
+            wire.sendall(f"*{len(words)}\r\n{''.join(parts)}".encode())
+            return wire.recv(65_536)
+
+    def pause(self) -> None:
+        """From now on it holds its connections and answers nothing."""
+        self._running().send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Ends `pause`."""
+        self._running().send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Ends it; what it held is gone."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(30)
+            self.process = None
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        assert self.process is not None, "it was not started"
+        return self.process
