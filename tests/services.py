@@ -47,7 +47,10 @@ class Redis:
         settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
-                [program("redis-server"), *settings], stdout=log, stderr=log, env={**os.environ, "LD_LIBRARY_PATH": paths}
+                [program("redis-server"), *settings],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "LD_LIBRARY_PATH": paths},
             )
         deadline = time.monotonic() + 60
         while True:

@@ -167,21 +167,7 @@ impl ServerConfig {
         };
         let model_root = root("--model-root", arguments.model_root.as_ref());
         let backup_root = root("--backup-root", arguments.backup_root.as_ref());
-        let lease_store = arguments
-            .lease_store
-            .as_deref()
-            .filter(|url| !url.is_empty())
-            .map(redis::Client::open);
-        // Without the URL: it may hold a password.
-        let lease_store = lease_store
-            .transpose()
-            .map_err(|error| {
-                problems.push(format!(
-                    "--lease-store: {error}; expected redis://HOST:PORT, rediss://… or unix://…"
-                ))
-            })
-            .ok()
-            .flatten();
+        let lease_store = lease_store(arguments.lease_store.as_deref(), &mut problems);
         problems.extend(durations(&arguments));
         if arguments.require_gpu_at_start && arguments.device == DeviceChoice::Cpu {
             problems.push(
@@ -251,6 +237,17 @@ impl ServerConfig {
                 }),
         })
     }
+}
+
+/// The Redis of the leases. A problem is told without the URL, which may hold a password.
+fn lease_store(url: Option<&str>, problems: &mut Vec<String>) -> Option<redis::Client> {
+    let client = redis::Client::open(url.filter(|url| !url.is_empty())?);
+    let tell = |error| {
+        problems.push(format!(
+            "--lease-store: {error}; expected redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH"
+        ));
+    };
+    client.map_err(tell).ok()
 }
 
 /// What is wrong with the times.

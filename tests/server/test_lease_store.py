@@ -1,4 +1,4 @@
-"""Several gpu-servers of one host that share a GPU which NVML plays, and a real Redis in which they tell each other of it."""
+"""Several gpu-servers of one host that share a GPU which NVML plays, and tell each other of it in a real Redis."""
 
 from __future__ import annotations
 

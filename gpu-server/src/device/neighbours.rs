@@ -264,16 +264,15 @@ impl Neighbours {
         bytes: u64,
         total: u64,
     ) -> Result<(bool, u64), RedisError> {
-        let mut open = match connection.take() {
-            Some(open) => open,
-            None => {
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(ANSWER))
-                    .set_response_timeout(Some(ANSWER));
-                self.client
-                    .get_multiplexed_async_connection_with_config(&config)
-                    .await?
-            }
+        let mut open = if let Some(open) = connection.take() {
+            open
+        } else {
+            let config = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(ANSWER))
+                .set_response_timeout(Some(ANSWER));
+            self.client
+                .get_multiplexed_async_connection_with_config(&config)
+                .await?
         };
         let mut call = self.script.key(format!("medkg:gpu:{uuid}"));
         call.arg(&self.me).arg(bytes).arg(total);
