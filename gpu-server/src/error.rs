@@ -203,20 +203,16 @@ pub enum Error {
         /// Its properties.
         existing: String,
     },
-    /// The disk has no room, or a limit keeps a file from growing.
-    #[error("the disk is full, or at its quota; nothing was changed; make room, then ask again")]
-    DiskFull,
     /// Whoever called is gone, so that the work was ended.
     #[error("the caller left before the work was done")]
     CallerLeft,
     /// The disk has no room for the write, or a limit keeps the file from growing.
     #[error(
-        "collection {name:?} cannot grow: the disk of the data folder is full, or at its quota; nothing was changed; make \
-         room, then send it again"
+        "{what} cannot be written: its disk is full, or at its quota; nothing was changed; make room, then send it again"
     )]
     StorageFull {
-        /// The collection.
-        name: String,
+        /// The collection or the backup, by name.
+        what: String,
     },
     /// The data folder, or the file in it, cannot be written.
     #[error("collection {name:?} cannot be written: its file or the data folder is read-only; nothing was changed")]

@@ -14,8 +14,9 @@ use http::header::CONTENT_TYPE;
 use medkg_tls::ServerTlsConfig;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric as _, NoLabelSet};
 use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use tokio::sync::OnceCell;
@@ -27,8 +28,12 @@ use crate::engine::Engine;
 use crate::engine::models::Purpose;
 use crate::error::Error;
 use crate::index::Collections;
+use crate::index::usage::Latencies;
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Bounds of the buckets of searches, in milliseconds.
+const BOUNDS: [u64; 13] = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000];
 
 /// Where the values are.
 #[derive(Debug)]
@@ -138,6 +143,23 @@ impl Sources {
             Some(&Unit::Bytes),
             held,
         )?;
+        if let Some(neighbours) = &self.engine.neighbours {
+            gauges.one(
+                "lease_store_up",
+                "1 while the Redis of --lease-store answers; while it does not, no memory is leased",
+                None,
+                u64::from(neighbours.trouble().is_none()),
+            )?;
+        }
+        if let Some((id, holders)) = self.engine.ledger.by_holder() {
+            let values = holders.map(|(holder, bytes)| ([("device", id), ("holder", holder)], bytes));
+            gauges.family(
+                "device_memory_held",
+                "Bytes of the GPU's memory that are promised, by who holds them; activations and CUDA's own are in none",
+                Some(&Unit::Bytes),
+                &values.each_ref().map(|(labels, value)| (labels.as_slice(), *value)),
+            )?;
+        }
         // On a CPU, and where NVML does not tell it, these are absent: 0 would be a lie.
         let Some((device, memory)) = active.zip(self.engine.memory.now()) else {
             return Ok(());
@@ -188,11 +210,39 @@ impl Sources {
             "Points in all collections that are served",
             None,
             totals.points,
-        )
+        )?;
+        gauges.one(
+            "collection_memory",
+            "Bytes on the device that the collections take, spare capacity included",
+            Some(&Unit::Bytes),
+            totals.device_bytes,
+        )?;
+        let usage = collections.usage();
+        let counts = usage.counts();
+        for (name, help, value) in [
+            ("searches", "Calls that searched a collection", counts.searches),
+            ("search_queries", "Queries in them", counts.queries),
+            ("upserts", "Calls that wrote points", counts.upserts),
+            ("upserted_points", "Points that they wrote", counts.upserted_points),
+            ("deletes", "Calls that removed points", counts.deletes),
+            ("deleted_points", "Points that they removed", counts.deleted_points),
+        ] {
+            let encoder = gauges.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+            ConstCounter::new(value).encode(encoder)?;
+        }
+        let mut latencies = Latencies::try_new().map_err(|_| fmt::Error)?;
+        usage.add_latencies(&mut latencies);
+        let told = latencies.buckets(&BOUNDS.map(Duration::from_millis));
+        let help = "How long searches took in the server, from the call's arrival at the collection until its answer";
+        let mut encoder =
+            gauges
+                .0
+                .encode_descriptor("search_duration", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        encoder.encode_histogram::<NoLabelSet>(told.sum, told.count, &told.up_to, None)
     }
 }
 
-/// Writes gauges.
+/// Writes what is sampled.
 struct Gauges<'a>(DescriptorEncoder<'a>);
 
 impl Gauges<'_> {

@@ -123,7 +123,7 @@ class RateLimitedError(ServiceError):
 
 
 class StorageFullError(ServiceError):
-    """The disk of the server's collections is full, or at its quota; nothing of the request was written.
+    """A disk of the server is full, or at its quota; nothing of the request was written.
 
     Never retried by the client: somebody has to make room first.
     """

@@ -339,9 +339,10 @@ def test_a_full_disk_is_told_and_leaves_nothing(site: Callable[..., Site], limit
         client.upsert("c", ["later"], rows(1, 64))
         unlimited = resource.prlimit(own.server.pid, resource.RLIMIT_FSIZE, (1024 * 1024, resource.RLIM_INFINITY))
         refused = own.backup("full")
-        assert (refused.returncode, "is full, or at its quota" in refused.stderr) == (CANNOT_CREATE, True), refused
+        told = 'collection "c" cannot be written: its disk is full, or at its quota'
+        assert (refused.returncode, told in refused.stderr) == (CANNOT_CREATE, True), refused
         refused = own.restore("before", "--replace")
-        assert (refused.returncode, "is full, or at its quota" in refused.stderr) == (CANNOT_CREATE, True), refused
+        assert (refused.returncode, told in refused.stderr) == (CANNOT_CREATE, True), refused
         resource.prlimit(own.server.pid, resource.RLIMIT_FSIZE, unlimited)
         assert [path.name for path in own.backups.iterdir()] == ["before"]
         assert [path.name for path in (own.data / "t").iterdir()] == ["c.redb"]

@@ -15,12 +15,15 @@ import numpy as np
 import pytest
 
 import medkg
+from medkg.local import LocalServer
+from tests.services import Redis
+
+from .operators import eventually
+from .played import PlayedGpu
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-
-    from medkg.local import LocalServer
 
     from .authority import Authority
 
@@ -72,8 +75,73 @@ def test_models_and_collections_are_counted_as_they_come_and_go(measured: LocalS
             before["medkg_collection_points"] + 2,
         )
         services.vector.drop_collection("counted")
-        assert scrape(measured) == before
+        emptied = scrape(measured)
+        gauges = [name for name in before if "_total" not in name]
+        assert {name: emptied[name] for name in gauges} == {name: before[name] for name in gauges}
     assert "metrics" not in str(before), "no tenant is a label"
+
+
+def test_what_is_done_to_collections_is_counted_and_stays_so_when_they_are_dropped(measured: LocalServer) -> None:
+    def told() -> dict[str, float]:
+        return {name.removeprefix("medkg_"): value for name, value in scrape(measured).items()}
+
+    with medkg.VectorClient(address=measured.address, tenant="metrics") as vectors:
+        before = told()
+        vectors.create_collection("used", 4)
+        vectors.upsert("used", ["a", "b", "c"], np.eye(3, 4, dtype=np.float32))
+        vectors.search("used", np.ones((5, 4), dtype=np.float32), k=2)
+        vectors.search("used", np.ones((1, 4), dtype=np.float32), k=2)
+        vectors.delete("used", ["a"])
+        used = told()
+        assert used["collection_memory_bytes"] - before["collection_memory_bytes"] >= 2 * 4 * 4
+        vectors.drop_collection("used")
+        dropped = told()
+    assert dropped["collection_memory_bytes"] == before["collection_memory_bytes"]
+    counts = {
+        "searches_total": 2,
+        "search_queries_total": 6,
+        "upserts_total": 1,
+        "upserted_points_total": 3,
+        "deletes_total": 1,
+        "deleted_points_total": 1,
+        "search_duration_seconds_count": 2,
+        'search_duration_seconds_bucket{le="+Inf"}': 2,
+    }
+    for after in (used, dropped):
+        assert {name: after[name] - before[name] for name in counts} == counts
+    assert dropped["search_duration_seconds_sum"] > before["search_duration_seconds_sum"]
+
+
+def test_the_gpus_memory_is_told_by_who_holds_it_and_whether_the_lease_store_answers(tmp_path: Path) -> None:
+    redis = Redis(tmp_path / "redis")
+    redis.start()
+    played = PlayedGpu(tmp_path, total=64 * 2**20)
+    server = LocalServer(
+        played.binary,
+        device="cuda",
+        services=("gpu", "vector"),
+        embedding_models={},
+        reranking_models={},
+        data_dir=tmp_path / "data",
+        log_path=tmp_path / "log.jsonl",
+        arguments=(*LISTEN, "--lease-store", redis.url),
+    )
+    try:
+        server.start()
+        with medkg.connect(address=server.address, tenant="a", timeout=30) as services:
+            services.gpu.allocate(2**20)
+            services.vector.create_collection("c", 1024)
+            services.vector.upsert("c", ["a"], np.ones((1, 1024), dtype=np.float32))
+            samples = scrape(server)
+            held = re.compile(r'medkg_device_memory_held_bytes{device="cuda:0",holder="(\w+)"}')
+            by_holder = {match[1]: value for name, value in samples.items() if (match := held.match(name))}
+            assert by_holder == {"models": 0, "collections": 4096, "leases": 2**20, "other_servers": 0}
+            assert samples["medkg_lease_store_up"] == 1
+            redis.stop()
+            eventually(lambda: scrape(server)["medkg_lease_store_up"] == 0)
+    finally:
+        server.kill()
+        redis.stop()
 
 
 def test_a_damaged_collection_is_counted(start_server: Callable[..., LocalServer], tmp_path: Path) -> None:

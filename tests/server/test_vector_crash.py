@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from medkg.local import LocalServer
 
 DIMENSION = 16
+TERMS = 100
 WRITERS = 4
 IDS_OF_A_WRITER = 60
 STATE_SECONDS = 60.0
@@ -40,6 +41,8 @@ class Writer:
         self.ids = [f"w{number}-{i:03d}" for i in range(IDS_OF_A_WRITER)]
         self.random = random.Random(f"{seed} {number}")
         self.version = 0
+        self.tally = [0, 0, 0]
+        """Calls that were acknowledged; of those that were not, which were done, and which were not."""
         self.kept: dict[str, int] = {}
         """The version of each id that was acknowledged."""
         self.after: dict[str, int] | None = None
@@ -67,13 +70,22 @@ class Writer:
             self.after = {**self.kept, **dict.fromkeys(chosen, self.version)}
             rows = np.full((len(chosen), DIMENSION), self.version, dtype=np.float32)
             payloads = [f'{{"version": {self.version}}}'] * len(chosen)
-            assert vectors.upsert(COLLECTION, chosen, rows, payloads) == (len(chosen) - there, there)
+            request = vectors.w.UpsertVectorsRequest(
+                collection=COLLECTION,
+                ids=chosen,
+                vectors=vectors.tensor(rows),
+                payloads=payloads,
+                sparse=sparse_rows(vectors, [self.version] * len(chosen)),
+            )
+            answer = vectors.call("UpsertVectors", request)
+            assert (answer.inserted, answer.replaced) == (len(chosen) - there, there)
         self.kept, self.after = self.after, None
+        self.tally[0] += 1
 
     def check(self, vectors: Vectors, told: str) -> None:
         """What is there is one of the two states, payload and vector of one version; it goes on from there."""
         request = vectors.w.FetchVectorsRequest(
-            collection=COLLECTION, ids=self.ids, with_vectors=True, with_payload=True
+            collection=COLLECTION, ids=self.ids, with_vectors=True, with_payload=True, with_sparse=True
         )
         found = vectors.call("FetchVectors", request)
         rows = np.frombuffer(found.vectors.data, dtype="<f4").reshape(-1, DIMENSION)
@@ -81,9 +93,21 @@ class Writer:
         for name, row, payload in zip(found.ids, rows, found.payloads, strict=True):
             assert (row == row[0]).all(), f"{told}: the vector of {name} is torn"
             assert payload == f'{{"version": {int(row[0])}}}', f"{told}: vector and payload of {name} are of two calls"
+        assert found.sparse == sparse_rows(vectors, list(state.values())), f"{told}: sparse vectors are of other calls"
         allowed = [self.kept] if self.after is None else [self.kept, self.after]
         assert state in allowed, f"{told}: found {state}, allowed {allowed}"
+        if self.after is not None:
+            self.tally[1 if state == self.after else 2] += 1
         self.kept, self.after = state, None
+
+
+def sparse_rows(vectors: Vectors, versions: list[int]) -> Any:
+    """One term for each version: its weight."""
+    return vectors.w.SparseVectors(
+        offsets=range(len(versions) + 1),
+        indices=[version % TERMS for version in versions],
+        weights=np.array(versions, dtype="<f4").tobytes(),
+    )
 
 
 def once_open(vectors: Vectors) -> int:
@@ -116,7 +140,10 @@ def test_what_was_acknowledged_outlives_a_kill_and_what_was_not_is_whole_or_abse
     writers = [Writer(number, seed) for number in range(WRITERS)]
     server = start_server(**ONLY_VECTOR, data_dir=tmp_path)
     vectors = Vectors(wire, open_channel(server))
-    vectors.create(COLLECTION, "L2", DIMENSION)
+    collection = vectors.w.Collection(
+        name=COLLECTION, dimension=DIMENSION, metric=vectors.w.METRIC_L2, sparse_dimension=TERMS
+    )
+    vectors.call("CreateCollection", vectors.w.CreateCollectionRequest(collection=collection))
     for kill in range(kills):
         told = f"MEDKG_CRASH_SEED={seed}, kill {kill}"
         acknowledged = threading.Semaphore(0)
@@ -141,3 +168,6 @@ def test_what_was_acknowledged_outlives_a_kill_and_what_was_not_is_whole_or_abse
         [found] = vectors.search(COLLECTION, np.zeros((1, DIMENSION)), 1000)
         assert sorted(name for name, _, _ in found) == names, told
     server.stop()
+    calls, done, undone = (sum(parts) for parts in zip(*(w.tally for w in writers), strict=True))
+    print(f"{kills} kills; {calls} calls acknowledged; of those without an answer {done} were done, {undone} were not")
+    assert done + undone > 0, "no call was interrupted"

@@ -168,6 +168,19 @@ impl Ledger {
         self.0.moved.notified().await;
     }
 
+    /// Who holds how much of the device; none where nothing is counted.
+    pub fn by_holder(&self) -> Option<(&str, [(&'static str, u64); 4])> {
+        let (device, _) = self.0.device.as_ref()?;
+        let held = *self.held();
+        let holders = [
+            ("models", held.models),
+            ("collections", held.collections),
+            ("leases", held.leased),
+            ("other_servers", held.neighbours),
+        ];
+        Some((device, holders))
+    }
+
     fn is_of(&self, device: &str) -> bool {
         self.0.device.as_ref().is_some_and(|(id, _)| id == device)
     }

@@ -115,7 +115,7 @@ impl Backups {
     ///
     /// # Errors
     /// [`Error::BackupExists`], [`Error::CollectionNotFound`] and [`Error::CollectionDamaged`] for one that is asked for by name,
-    /// [`Error::DiskFull`], what `tell` returns, [`Error::Internal`]. Nothing is left then.
+    /// [`Error::StorageFull`], what `tell` returns, [`Error::Internal`]. Nothing is left then.
     pub async fn create(
         &self,
         collections: &Collections,

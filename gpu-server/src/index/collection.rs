@@ -78,7 +78,13 @@ impl Collection {
     ///
     /// # Errors
     /// [`Error::Internal`] naming the file, or a device error.
-    pub async fn load(name: String, store: Store, engine: &Arc<Engine>, alarm: Alarm) -> Result<Self, Error> {
+    pub async fn load(
+        name: String,
+        store: Store,
+        engine: &Arc<Engine>,
+        alarm: Alarm,
+        overall: &Arc<Usage>,
+    ) -> Result<Self, Error> {
         let properties = store.properties;
         let growth = Growth::try_new(&engine.ledger, &name, &properties)?;
         let shared = Arc::new(Shared {
@@ -94,7 +100,7 @@ impl Collection {
             damage: OnceLock::new(),
             alarm,
             points: AtomicUsize::new(0),
-            usage: Usage::try_new()?,
+            usage: Usage::try_new(Some(Arc::clone(overall)))?,
             growth,
         });
         shared.refresh().await?;

@@ -29,7 +29,9 @@ use medkg_telemetry::tenant::TenantId;
 use crate::engine::Engine;
 use crate::error::Error;
 use collection::{Alarm, Collection};
+
 use store::{Properties, Store, UNFINISHED};
+use usage::Usage;
 
 /// Ending of a file that is being restored.
 const RESTORING: &str = ".restoring";
@@ -45,6 +47,8 @@ pub struct Collections {
     /// Serialises creating and dropping.
     changes: tokio::sync::Mutex<()>,
     alarm: Alarm,
+    /// What was done to all of them, dropped ones included.
+    overall: Arc<Usage>,
     /// Held as long as the process lives: two servers on one folder would each write what the other does not see. None
     /// where nobody can write.
     _lock: Option<File>,
@@ -59,6 +63,8 @@ pub struct Totals {
     pub damaged: u64,
     /// Points in those that answer.
     pub points: u64,
+    /// Bytes of their views on the device.
+    pub device_bytes: u64,
 }
 
 /// Some collections, in the order of tenant and name.
@@ -97,11 +103,12 @@ impl Collections {
         let failed = |error: std::io::Error| Error::internal(format!("{}: {error}", root.display()));
         std::fs::create_dir_all(root).map_err(failed)?;
         let lock = lock(root).await.map_err(failed)?;
+        let overall = Arc::new(Usage::try_new(None)?);
         let mut open: BTreeMap<String, BTreeMap<String, Arc<Entry>>> = BTreeMap::new();
         for (tenant, name, path) in files(root).map_err(failed)? {
             let file = path.clone();
             let entry = match blocking(move || Store::open(&file)).await {
-                Ok(store) => match Collection::load(name.clone(), store, &engine, alarm.clone()).await {
+                Ok(store) => match Collection::load(name.clone(), store, &engine, alarm.clone(), &overall).await {
                     Ok(collection) => Entry::Open(collection),
                     Err(error) if error.is_sticky() => return Err(error),
                     Err(error) => Entry::Refused { path, error },
@@ -119,6 +126,7 @@ impl Collections {
             open: RwLock::new(open),
             changes: tokio::sync::Mutex::new(()),
             alarm,
+            overall,
             _lock: lock,
         })
     }
@@ -157,11 +165,17 @@ impl Collections {
                 Ok(collection) => {
                     totals.served += 1;
                     totals.points += collection.points();
+                    totals.device_bytes += collection.usage().device_bytes();
                 }
                 Err(_) => totals.damaged += 1,
             }
         }
         totals
+    }
+
+    /// What was done to all of them since the start, dropped ones included.
+    pub fn usage(&self) -> &Usage {
+        &self.overall
     }
 
     /// The collections of all tenants, or of one.
@@ -208,7 +222,8 @@ impl Collections {
         }
         let path = self.root.join(tenant).join(format!("{name}.redb"));
         let store = blocking(move || Store::create(&path, wanted)).await?;
-        let collection = Collection::load(name.to_owned(), store, &self.engine, self.alarm.clone()).await?;
+        let collection =
+            Collection::load(name.to_owned(), store, &self.engine, self.alarm.clone(), &self.overall).await?;
         self.put(tenant, name, Entry::Open(collection));
         Ok(true)
     }

@@ -180,7 +180,7 @@ impl Store {
         let write = || -> Result<(), Stop> {
             let (builder, _) = file::builder(unfinished);
             let database = builder.create(unfinished)?;
-            let transaction = database.begin_write()?;
+            let transaction = file::begin_write(&database)?;
             transaction
                 .open_table(PROPERTIES)?
                 .insert(COLLECTION, json.as_slice())?;
@@ -366,13 +366,22 @@ pub(super) fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
         .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
 }
 
-/// Whether it is for lack of room that something could not be written.
-pub(super) fn is_full(kind: std::io::ErrorKind) -> bool {
-    use std::io::ErrorKind;
-    matches!(
-        kind,
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge
-    )
+/// The error of a file that could not be written for lack of room, if it was that; it names the collection, or the backup.
+pub(super) fn full(path: &Path, kind: std::io::ErrorKind) -> Option<Error> {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    if !matches!(kind, StorageFull | QuotaExceeded | FileTooLarge) {
+        return None;
+    }
+    // A collection's file has another end while it is created or restored; a backup has other files too.
+    let of_a_collection = |end: &std::ffi::OsStr| ["redb", "new", "restoring"].into_iter().any(|known| end == known);
+    let collection = path
+        .file_stem()
+        .filter(|_| path.extension().is_some_and(of_a_collection));
+    let what = collection.map_or_else(
+        || "the backup".to_owned(),
+        |name| format!("collection {:?}", name.to_string_lossy()),
+    );
+    Some(Error::StorageFull { what })
 }
 
 /// Removes a collection's file, which may be open. That it is not there is fine.

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use redb::{Database, ReadableDatabase as _, TableHandle as _};
 
 use super::*;
+use crate::index::sparse::Rows;
 
 /// Vector and payload of each id.
 type Plain = BTreeMap<String, (Vec<f32>, String)>;
@@ -315,6 +316,40 @@ proptest! {
             Ok(found) => prop_assert_eq!(found, plain),
             Err(error) => prop_assert!(matches!(error, Error::CollectionDamaged { .. }), "{}", error),
         }
+    }
+}
+
+#[test]
+fn a_sparse_vector_that_was_changed_while_the_file_was_open_is_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, store) = made(
+        &folder,
+        Properties {
+            sparse_dimension: 100,
+            ..PLAIN
+        },
+    );
+    let value = 12_345.678_f32;
+    let rows = Rows::try_new(vec![2], vec![3, 50], vec![1.0, value]).unwrap();
+    let mut points = points(&named([(1, (7, false))].into(), 3));
+    points.sparse = rows.clone();
+    store.write(&points, || Ok(())).unwrap();
+    let fetch = |store: &Store| store.fetch(&points.ids, ALL, usize::MAX);
+    assert_eq!(fetch(&store).unwrap().unwrap().sparse, rows);
+    drop(store);
+    let store = Store::open(&path).unwrap();
+    let file = std::fs::read(&path).unwrap();
+    let places = file
+        .windows(4)
+        .enumerate()
+        .filter(|(_, bytes)| *bytes == value.to_le_bytes());
+    let places: Vec<u64> = places.map(|(at, _)| at as u64).collect();
+    assert!(!places.is_empty());
+    for at in places {
+        flip(&path, at, 1);
+    }
+    for error in [fetch(&store).unwrap_err(), store.read_all().unwrap_err()] {
+        assert!(matches!(error, Error::CollectionDamaged { .. }), "{error}");
     }
 }
 

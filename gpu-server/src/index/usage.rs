@@ -3,7 +3,7 @@
 //! Latencies go into an HDR histogram: quantiles within 1 %, in memory that does not grow with the calls.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hdrhistogram::Histogram;
@@ -15,7 +15,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 /// Two significant digits: within 1 %.
 const DIGITS: u8 = 2;
 
-/// Counts of one collection.
+/// Counts of one collection, or of all.
 #[derive(Debug)]
 pub struct Usage {
     counts: Mutex<Counts>,
@@ -23,6 +23,8 @@ pub struct Usage {
     latencies: Mutex<Histogram<u64>>,
     /// Bytes of the view on the device; kept here so that nobody has to ask the device.
     device_bytes: AtomicU64,
+    /// What counts the same for all collections, also for those that are dropped.
+    overall: Option<Arc<Self>>,
 }
 
 /// What was done. Only what succeeded is counted.
@@ -97,6 +99,37 @@ impl Latencies {
     }
 }
 
+/// Latencies as Prometheus counts them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Buckets {
+    /// How many there were.
+    pub count: u64,
+    /// Seconds of all, within 1 %.
+    pub sum: f64,
+    /// Up to how many seconds, and how many more than in the one before; the last one has no bound.
+    pub up_to: Vec<(f64, u64)>,
+}
+
+impl Latencies {
+    /// Counts them between these bounds, which ascend.
+    pub fn buckets(&self, bounds: &[Duration]) -> Buckets {
+        let mut from = 0;
+        let mut up_to: Vec<(f64, u64)> = Vec::new();
+        for bound in bounds {
+            let to = micros(*bound);
+            up_to.push((bound.as_secs_f64(), self.0.count_between(from, to)));
+            from = to + 1;
+        }
+        up_to.push((f64::INFINITY, self.0.count_between(from, u64::MAX)));
+        Buckets {
+            count: self.0.len(),
+            #[allow(clippy::cast_precision_loss)] // it is within 1 % anyway
+            sum: self.0.mean() * self.0.len() as f64 / 1e6,
+            up_to,
+        }
+    }
+}
+
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
@@ -106,15 +139,16 @@ fn histogram() -> Result<Histogram<u64>, Error> {
 }
 
 impl Usage {
-    /// Nothing was done yet.
+    /// Nothing was done yet; what will be is counted in `overall` too.
     ///
     /// # Errors
     /// As [`Latencies::try_new`].
-    pub fn try_new() -> Result<Self, Error> {
+    pub fn try_new(overall: Option<Arc<Self>>) -> Result<Self, Error> {
         Ok(Self {
             counts: Mutex::default(),
             latencies: Mutex::new(histogram()?),
             device_bytes: AtomicU64::new(0),
+            overall,
         })
     }
 
@@ -124,6 +158,9 @@ impl Usage {
 
     /// A search was answered after `took`.
     pub fn searched(&self, queries: usize, took: Duration) {
+        if let Some(overall) = &self.overall {
+            overall.searched(queries, took);
+        }
         self.count(|counts| {
             counts.searches += 1;
             counts.queries += queries as u64;
@@ -134,6 +171,9 @@ impl Usage {
 
     /// Points were written.
     pub fn upserted(&self, points: usize) {
+        if let Some(overall) = &self.overall {
+            overall.upserted(points);
+        }
         self.count(|counts| {
             counts.upserts += 1;
             counts.upserted_points += points as u64;
@@ -143,6 +183,9 @@ impl Usage {
 
     /// Points were removed.
     pub fn deleted(&self, points: u64) {
+        if let Some(overall) = &self.overall {
+            overall.deleted(points);
+        }
         self.count(|counts| {
             counts.deletes += 1;
             counts.deleted_points += points;
@@ -179,7 +222,7 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_the_sorted_latencies_within_one_percent() {
-        let (one, other) = (Usage::try_new().unwrap(), Usage::try_new().unwrap());
+        let (one, other) = (Usage::try_new(None).unwrap(), Usage::try_new(None).unwrap());
         let mut took: Vec<u64> = (0..10_000_u64).map(|i| 50 + (i * 7_919) % 1_000_003).collect();
         for (i, &micros) in took.iter().enumerate() {
             let usage = if i % 3 == 0 { &one } else { &other };
@@ -207,8 +250,29 @@ mod tests {
     }
 
     #[test]
+    fn every_latency_is_in_one_bucket_of_all_collections() {
+        let all = Arc::new(Usage::try_new(None).unwrap());
+        for _ in 0..2 {
+            // Dropped at the end of the turn, and counted all the same.
+            let one = Usage::try_new(Some(Arc::clone(&all))).unwrap();
+            for millis in [0, 1, 4, 4_000, 9_000_000] {
+                one.searched(1, Duration::from_millis(millis));
+            }
+        }
+        let mut latencies = Latencies::try_new().unwrap();
+        all.add_latencies(&mut latencies);
+        let told = latencies.buckets(&[Duration::from_millis(2), Duration::from_secs(1)]);
+        assert_eq!((told.count, all.counts().searches), (10, 10));
+        let counts: Vec<u64> = told.up_to.iter().map(|(_, count)| *count).collect();
+        assert_eq!(counts, [4, 2, 4]);
+        // One longer than an hour counts as one of an hour.
+        let exact = 2.0 * (0.005 + 4.0 + 3600.0);
+        assert!((told.sum - exact).abs() / exact < 0.01, "{told:?}");
+    }
+
+    #[test]
     fn what_took_longer_than_an_hour_counts_as_one_and_memory_does_not_grow() {
-        let usage = Usage::try_new().unwrap();
+        let usage = Usage::try_new(None).unwrap();
         let before = usage.latencies.lock().unwrap().distinct_values();
         for seconds in [0, 3_599, 3_601, u64::MAX / 1_000_000] {
             usage.searched(1, Duration::from_secs(seconds));
@@ -223,9 +287,9 @@ mod tests {
     #[test]
     fn the_last_write_is_the_latest_one_of_several_collections() {
         let (old, new, never) = (
-            Usage::try_new().unwrap(),
-            Usage::try_new().unwrap(),
-            Usage::try_new().unwrap(),
+            Usage::try_new(None).unwrap(),
+            Usage::try_new(None).unwrap(),
+            Usage::try_new(None).unwrap(),
         );
         old.upserted(3);
         std::thread::yield_now();

@@ -77,7 +77,7 @@ fn row(error: &Error) -> (Code, Reason, Option<Duration>) {
         Error::BackupExists { .. } => (Code::AlreadyExists, Reason::BackupExists, None),
         Error::BackupDamaged { .. } => (Code::DataLoss, Reason::BackupDamaged, None),
         Error::CallerLeft => (Code::Cancelled, Reason::CallerLeft, None),
-        Error::DiskFull | Error::StorageFull { .. } => (Code::ResourceExhausted, Reason::StorageFull, None),
+        Error::StorageFull { .. } => (Code::ResourceExhausted, Reason::StorageFull, None),
         Error::StorageReadOnly { .. } => (Code::FailedPrecondition, Reason::StorageReadOnly, None),
         Error::ShuttingDown => (Code::Unavailable, Reason::ShuttingDown, None),
         Error::NonFinite | Error::Internal { .. } => (Code::Internal, Reason::Internal, None),

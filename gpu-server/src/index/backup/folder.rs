@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use super::file;
 use super::manifest::Manifest;
 use crate::error::Error;
-use crate::index::store::is_full;
+use crate::index::store::full;
 
 const MANIFEST: &str = "manifest.json";
 const DIGEST: &str = "manifest.sha256";
@@ -18,10 +18,7 @@ const BUFFER: usize = 1024 * 1024;
 
 /// What a file system says, by what an operator can do about it.
 pub(super) fn told(path: &Path, error: &std::io::Error) -> Error {
-    if is_full(error.kind()) {
-        return Error::DiskFull;
-    }
-    Error::internal(format!("{}: {error}", path.display()))
+    full(path, error.kind()).unwrap_or_else(|| Error::internal(format!("{}: {error}", path.display())))
 }
 
 /// A backup that is being made. Dropped before it is finished, it is removed.

@@ -29,7 +29,7 @@ impl Backups {
     ///
     /// # Errors
     /// [`Error::BackupNotFound`], [`Error::BackupDamaged`], [`Error::BackupLacks`],
-    /// [`Error::RestoreExists`]: nothing is changed then. [`Error::DiskFull`], a device error, what `tell` returns,
+    /// [`Error::RestoreExists`]: nothing is changed then. [`Error::StorageFull`], a device error, what `tell` returns,
     /// [`Error::Internal`]: collections before are restored, this one and those after it are as they were.
     pub async fn restore(
         &self,
@@ -190,7 +190,14 @@ impl Collections {
         if store.properties != one.properties {
             return Err(damaged(backup, one, "has other properties than the manifest says"));
         }
-        let new = Collection::load(one.collection.clone(), store, &self.engine, self.alarm.clone()).await?;
+        let new = Collection::load(
+            one.collection.clone(),
+            store,
+            &self.engine,
+            self.alarm.clone(),
+            &self.overall,
+        )
+        .await?;
         let named = if new.points() == one.points {
             self.name_it(one, new, staged, &path).await
         } else {

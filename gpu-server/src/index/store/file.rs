@@ -4,7 +4,7 @@
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{
@@ -59,9 +59,6 @@ pub(super) struct File {
     /// None after an I/O error, until somebody needs it again.
     opened: RwLock<Option<Opened>>,
     row_bytes: usize,
-    /// The generation that was committed last. redb repairs a file whose last commit is damaged by going back to the one before,
-    /// and says nothing of it.
-    committed: AtomicU64,
 }
 
 /// A builder as all files need it; the flag tells whether the file had to be repaired.
@@ -97,6 +94,14 @@ fn open(path: &Path) -> Result<Opened, redb::Error> {
     Ok(Opened::Writable(database))
 }
 
+/// Begins to write in two phases: the file names its last commit only once that is on disk. So a damaged last commit is told
+/// from one that was never finished, and a repair does not silently go back behind what was acknowledged.
+pub(super) fn begin_write(database: &Database) -> Result<WriteTransaction, redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_two_phase_commit(true);
+    Ok(transaction)
+}
+
 impl File {
     /// Opens the file, and gives `first` what can be read; `first` tells how long a row is.
     pub(super) fn open(
@@ -109,9 +114,7 @@ impl File {
             if let Opened::Writable(database) = &opened {
                 super::older::convert(database, row_bytes)?;
             }
-            let committed = super::generation(&opened.begin_read()?)?;
             Ok(Self {
-                committed: AtomicU64::new(committed),
                 path: path.to_owned(),
                 opened: RwLock::new(Some(opened)),
                 row_bytes,
@@ -144,11 +147,10 @@ impl File {
             let Opened::Writable(database) = opened else {
                 return Err(redb::Error::Io(ErrorKind::ReadOnlyFilesystem.into()).into());
             };
-            let transaction = database.begin_write()?;
+            let transaction = begin_write(database)?;
             let done = work(&transaction)?;
             ready().map_err(Stop::Other)?;
             transaction.commit()?;
-            self.committed.store(done.generation, Ordering::Release);
             Ok(done)
         };
         guarded(&self.path, || self.with(write))
@@ -180,9 +182,6 @@ impl File {
             let again = open(&self.path)?;
             if let Opened::Writable(database) = &again {
                 super::older::convert(database, self.row_bytes)?;
-            }
-            if super::generation(&again.begin_read()?)? < self.committed.load(Ordering::Acquire) {
-                return Err(redb::Error::Corrupted("the last writes in it are damaged".to_owned()));
             }
             *opened = Some(again);
         }
@@ -235,12 +234,12 @@ pub(super) fn told(path: &Path, error: &redb::Error) -> Error {
 
 /// The same for an error of the system.
 pub(super) fn told_io(path: &Path, error: &std::io::Error) -> Error {
+    if let Some(full) = super::full(path, error.kind()) {
+        tracing::error!(file = %path.display(), %error, "the collection's file cannot grow");
+        return full;
+    }
     let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     match error.kind() {
-        kind if super::is_full(kind) => {
-            tracing::error!(file = %path.display(), %error, "the collection's file cannot grow");
-            Error::StorageFull { name }
-        }
         ErrorKind::ReadOnlyFilesystem | ErrorKind::PermissionDenied => Error::StorageReadOnly { name },
         // redb says this of a file that is no database, and of one that ends too early.
         ErrorKind::InvalidData | ErrorKind::UnexpectedEof => Error::CollectionDamaged {

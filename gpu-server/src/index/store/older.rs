@@ -24,7 +24,7 @@ pub(super) fn convert(database: &Database, row_bytes: usize) -> Result<(), Error
         return Ok(());
     }
     tracing::info!("a collection of an older version: its file is rewritten");
-    let transaction = database.begin_write()?;
+    let transaction = super::file::begin_write(database)?;
     vectors(&transaction, row_bytes)?;
     texts(&transaction)?;
     transaction.delete_table(VECTORS)?;

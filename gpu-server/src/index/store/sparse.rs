@@ -3,9 +3,10 @@
 use redb::{ReadOnlyTable, ReadTransaction, TableDefinition, WriteTransaction};
 
 use super::Properties;
+use super::blocks::checksum;
 use crate::index::sparse::Rows;
 
-/// Of each id the indices (u32), then the values (f32), little-endian.
+/// Of each id the indices (u32), then the values (f32), then a checksum over the id and both (u32), little-endian.
 const SPARSE: TableDefinition<'static, &'static str, &'static [u8]> = TableDefinition::new("sparse");
 
 /// Makes the table where the collection has one.
@@ -28,10 +29,11 @@ pub fn write(
     }
     let mut table = transaction.open_table(SPARSE)?;
     for (row, id) in ids.iter().enumerate() {
-        let bytes = rows.to_bytes(row);
+        let mut bytes = rows.to_bytes(row);
         if bytes.is_empty() {
             table.remove(id.as_str())?;
         } else {
+            bytes.extend(checksum(id, &bytes).to_le_bytes());
             table.insert(id.as_str(), bytes.as_slice())?;
         }
     }
@@ -65,7 +67,14 @@ impl Table {
             return Ok(0);
         };
         let found = table.get(id)?;
-        let bytes = found.as_ref().map_or(&[][..], |bytes| bytes.value());
+        let Some(entry) = &found else {
+            rows.push_bytes(&[]);
+            return Ok(0);
+        };
+        let whole = entry.value().split_last_chunk::<4>();
+        let whole = whole.filter(|(bytes, sum)| checksum(id, bytes) == u32::from_le_bytes(**sum));
+        let (bytes, _) =
+            whole.ok_or_else(|| redb::Error::Corrupted("a sparse vector is not what was written".to_owned()))?;
         rows.push_bytes(bytes);
         Ok(bytes.len())
     }
