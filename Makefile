@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-all lint format bench proto lock docs requirements ci clean build wheel server
+.PHONY: help setup demo dev test test-all lint format bench proto lock docs requirements reliability ci clean build wheel server
 
 ENV := . ops/dev/environment.sh &&
 PY := .venv/bin/python
@@ -64,6 +64,9 @@ lock: ## writes the Python lock files anew
 
 requirements: ## docs/requirements.md out of the last test run
 	@$(ENV) $(PY) tests/requirements_table.py --junit build/junit-rust.xml --junit build/junit-python.xml
+
+reliability: ## docs/reliability.md out of the last test run
+	@$(ENV) $(PY) tests/reliability_table.py --junit build/junit-python.xml
 
 ci: lint test
 

@@ -41,6 +41,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Writes each test's fault into its results, where tests/reliability_table.py finds it."""
+    for item in items:
+        for mark in item.iter_markers("fault"):
+            area, fault, expected = mark.args
+            item.user_properties.append(("fault", json.dumps([area, fault, expected])))
+
+
+@pytest.fixture
+def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
+    """Tells what the run saw of the test's fault, for docs/reliability.md: words and figures, no ports, no paths."""
+
+    def tell(what: str) -> None:
+        request.node.user_properties.append(("seen", what))
+
+    return tell
+
+
 @pytest.fixture(scope="session")
 def gpu_server_binary() -> Path:
     """The gpu-server that `make server` built."""

@@ -62,14 +62,17 @@ def test_a_server_of_another_authority_is_not_trusted(secured: str, authority: A
         services.gpu.status()
 
 
-def test_tls_1_2_is_refused(secured: str, authority: Authority) -> None:
+@pytest.mark.fault("TLS", "a client that speaks TLS 1.2 only", "refused in the handshake")
+def test_tls_1_2_is_refused(secured: str, authority: Authority, seen: Callable[[str], None]) -> None:
     certificate, key = authority.issue("old")
     context = ssl.create_default_context(cafile=str(authority.certificate))
     context.load_cert_chain(certificate, key)
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     host, port = secured.removeprefix("https://").split(":")
-    with socket.create_connection((host, int(port)), timeout=10) as plain, pytest.raises(ssl.SSLError):
+    with socket.create_connection((host, int(port)), timeout=10) as plain, pytest.raises(ssl.SSLError) as refused:
         context.wrap_socket(plain, server_hostname="localhost")
+    assert refused.value.reason == "TLSV1_ALERT_PROTOCOL_VERSION"
+    seen("alert protocol_version")
 
 
 def test_plaintext_beyond_loopback_must_be_asked_for(gpu_server_binary: Path) -> None:
