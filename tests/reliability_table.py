@@ -14,6 +14,7 @@ import json
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,8 +25,8 @@ HEADER = """\
 <!-- Written by `make reliability` from the results of the last test run. Do not edit. -->
 # Reliability
 
-What goes wrong on purpose while real processes talk over real sockets, what is expected then, and what the last run saw.
-A row is a test; how to add one is in [CONTRIBUTING.md](../CONTRIBUTING.md#tests).
+What goes wrong on purpose while real processes talk over real sockets, what is expected then, and what the last run
+saw. A row is a test; how to add one is in [CONTRIBUTING.md](../CONTRIBUTING.md#tests).
 
 """
 
@@ -48,7 +49,7 @@ class Row:
 
 
 def read_rows(paths: Iterable[Path]) -> list[Row]:
-    """Read the tests with a fault out of JUnit files of pytest, in order; a later file's row replaces an earlier one's."""
+    """Read the tests with a fault out of JUnit files of pytest; of one test, the last file's result counts."""
     rows: dict[str, Row] = {}
     for path in paths:
         try:
@@ -61,7 +62,7 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     if not rows:
         raise ResultError("no test with a fault has run: run `make test` first")
     faults = sorted(rows.values())
-    for one, next_one in zip(faults, faults[1:], strict=False):
+    for one, next_one in pairwise(faults):
         if (one.area, one.fault) == (next_one.area, next_one.fault):
             raise ResultError(f"{one.test} and {next_one.test} make the same fault, {one.fault!r}: tell them apart")
     return faults
