@@ -117,11 +117,13 @@ class ExportBatch:
         ids: Their ids.
         vectors: Their vectors as they were written, float32 of shape ``(len(ids), dimension)``.
         json_payloads: What was stored with each, as JSON text; None where nothing was.
+        sparse: Their sparse vectors, one row each; None in a collection without a ``sparse_dimension``.
     """
 
     ids: list[str]
     vectors: npt.NDArray[np.float32]
     json_payloads: list[str | None]
+    sparse: SparseVectors | None = None
 
     @property
     def payloads(self) -> list[dict[str, Any] | None]:

@@ -12,13 +12,18 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from medkg.results import ExportBatch
+from medkg.results import ExportBatch, SparseVectors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
+    from medkg.results import CollectionInfo
+
 __all__ = ["load"]
+
+
+_INDICES, _VALUES = "sparse_indices", "sparse_values"
 
 
 def load() -> Any:
@@ -37,7 +42,7 @@ def load() -> Any:
     )
 
 
-def _schema(dimension: int, metadata: dict[str, str]) -> Any:
+def _schema(dimension: int, metadata: dict[str, str], *, sparse: bool) -> Any:
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
     columns = [
@@ -45,6 +50,9 @@ def _schema(dimension: int, metadata: dict[str, str]) -> Any:
         pa.field("vector", pa.list_(pa.field("item", pa.float32(), nullable=False), dimension), nullable=False),
         pa.field("payload", pa.string()),
     ]
+    if sparse:
+        for name, kind in ((_INDICES, pa.int32()), (_VALUES, pa.float32())):
+            columns.append(pa.field(name, pa.list_(pa.field("item", kind, nullable=False)), nullable=False))
     return pa.schema(columns, metadata=metadata)
 
 
@@ -58,6 +66,10 @@ def _record_batch(schema: Any, batch: ExportBatch) -> Any:
         pa.FixedSizeListArray.from_arrays(elements, type=kind),
         pa.array(batch.json_payloads, pa.string()),
     ]
+    if batch.sparse is not None:
+        ends = pa.array(np.asarray(batch.sparse.indptr, dtype=np.int32))
+        for name, terms in ((_INDICES, np.asarray(batch.sparse.indices, np.int32)), (_VALUES, batch.sparse.values)):
+            columns.append(pa.ListArray.from_arrays(ends, pa.array(terms), type=schema.field(name).type))
     return pa.record_batch(columns, schema=schema)
 
 
@@ -70,16 +82,22 @@ def _write(make: Callable[[Any], Any], schema: Any, batches: Iterable[ExportBatc
     return points
 
 
-def _write_ipc(file: IO[bytes], dimension: int, metadata: dict[str, str], batches: Iterable[ExportBatch]) -> int:
+def _write_ipc(file: IO[bytes], info: CollectionInfo, metadata: dict[str, str], batches: Iterable[ExportBatch]) -> int:
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
-    return _write(lambda schema: pa.ipc.new_file(file, schema), _schema(dimension, metadata), batches)
+    return _write(lambda schema: pa.ipc.new_file(file, schema), _schema_of(info, metadata), batches)
 
 
-def _write_parquet(file: IO[bytes], dimension: int, metadata: dict[str, str], batches: Iterable[ExportBatch]) -> int:
+def _write_parquet(
+    file: IO[bytes], info: CollectionInfo, metadata: dict[str, str], batches: Iterable[ExportBatch]
+) -> int:
     import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
 
-    return _write(lambda schema: pq.ParquetWriter(file, schema), _schema(dimension, metadata), batches)
+    return _write(lambda schema: pq.ParquetWriter(file, schema), _schema_of(info, metadata), batches)
+
+
+def _schema_of(info: CollectionInfo, metadata: dict[str, str]) -> Any:
+    return _schema(info.dimension, metadata, sparse=info.sparse_dimension > 0)
 
 
 def _told(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
@@ -90,7 +108,20 @@ def _points(batch: Any) -> ExportBatch:
     column = batch.column("vector")
     vectors = np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
     rows = vectors.reshape(batch.num_rows, column.type.list_size)
-    return ExportBatch(batch.column("id").to_pylist(), rows, batch.column("payload").to_pylist())
+    return ExportBatch(batch.column("id").to_pylist(), rows, batch.column("payload").to_pylist(), _sparse(batch))
+
+
+def _sparse(batch: Any) -> SparseVectors | None:
+    if _INDICES not in batch.schema.names:
+        return None
+    indices, values = batch.column(_INDICES), batch.column(_VALUES)
+    # Offsets of a slice do not begin at 0; what `flatten` gives does.
+    ends = np.asarray(indices.offsets, dtype=np.int64)
+    return SparseVectors(
+        ends - ends[0],
+        np.ascontiguousarray(indices.flatten().to_numpy(zero_copy_only=False), dtype=np.int32),
+        np.ascontiguousarray(values.flatten().to_numpy(zero_copy_only=False), dtype=np.float32),
+    )
 
 
 @contextmanager

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 
 use crate::process::{InProcess, Process};
 use crate::running::{Mode, run};
-use crate::{arrays, errors, results, vector};
+use crate::{arrays, errors, results, sparse, vector};
 
 /// The points of a collection; `next` returns them.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -70,7 +70,8 @@ impl VectorExport {
 fn batch(py: Python<'_>, part: ExportedPart) -> PyResult<Py<PyAny>> {
     let rows = part.ids.len();
     let vectors = arrays::matrix_of(py, part.vectors, rows)?;
+    let sparse = part.sparse.map(|rows| sparse::rows(py, rows)).transpose()?;
     Ok(results::class(py, "ExportBatch")?
-        .call1((part.ids, vectors, part.payloads))?
+        .call1((part.ids, vectors, part.payloads, sparse))?
         .unbind())
 }

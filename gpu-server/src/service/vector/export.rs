@@ -12,7 +12,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Response, Status};
 use tracing::Instrument as _;
 
-use super::{Vectors, describe};
+use super::{Vectors, describe, sparse};
 use crate::error::Error;
 use crate::index::Handle;
 use crate::index::store::scan::{Part, Scan};
@@ -110,6 +110,7 @@ fn read(handle: &Handle, deadline: Option<Instant>, parts: &Parts) -> Result<(),
     };
     let narrow = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
     let dimension = narrow(collection.properties.dimension);
+    let has_sparse = collection.properties.sparse_dimension > 0;
     // What the collection is comes first, also where it has no points; and not before the moment is fixed.
     let first = v1::ExportVectorsResponse {
         collection: Some(describe(handle.name(), collection.properties)),
@@ -127,6 +128,7 @@ fn read(handle: &Handle, deadline: Option<Instant>, parts: &Parts) -> Result<(),
             }),
             ids: part.ids,
             payloads: part.payloads,
+            sparse: has_sparse.then(|| sparse::wire(part.sparse)),
         })
     };
     collection.export(PART, begun, take)

@@ -3706,6 +3706,9 @@ pub struct ExportVectorsResponse {
     /// One per id as JSON text, "" for none.
     #[prost(string, repeated, tag = "4")]
     pub payloads: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// One row per id, in a collection with a sparse_dimension.
+    #[prost(message, optional, tag = "5")]
+    pub sparse: ::core::option::Option<SparseVectors>,
 }
 /// Points to count.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3964,7 +3967,8 @@ pub mod vector_service_client {
     ///
     /// A write is acknowledged after it is on disk. Errors: INVALID_ARGUMENT (wrong dimension, NaN or infinity, a zero vector
     /// under cosine, a duplicate id; the field is named as `vectors[3]` or `ids[3]`), NOT_FOUND, ALREADY_EXISTS +
-    /// COLLECTION_EXISTS, DATA_LOSS + COLLECTION_DAMAGED, and the GPU errors of EmbeddingService.
+    /// COLLECTION_EXISTS, DATA_LOSS + COLLECTION_DAMAGED, RESOURCE_EXHAUSTED + STORAGE_FULL, FAILED_PRECONDITION + STORAGE_READ_ONLY,
+    /// and the GPU errors of EmbeddingService.
     #[derive(Debug, Clone)]
     pub struct VectorServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -4484,7 +4488,8 @@ pub mod vector_service_server {
     ///
     /// A write is acknowledged after it is on disk. Errors: INVALID_ARGUMENT (wrong dimension, NaN or infinity, a zero vector
     /// under cosine, a duplicate id; the field is named as `vectors[3]` or `ids[3]`), NOT_FOUND, ALREADY_EXISTS +
-    /// COLLECTION_EXISTS, DATA_LOSS + COLLECTION_DAMAGED, and the GPU errors of EmbeddingService.
+    /// COLLECTION_EXISTS, DATA_LOSS + COLLECTION_DAMAGED, RESOURCE_EXHAUSTED + STORAGE_FULL, FAILED_PRECONDITION + STORAGE_READ_ONLY,
+    /// and the GPU errors of EmbeddingService.
     #[derive(Debug)]
     pub struct VectorServiceServer<T> {
         inner: Arc<T>,

@@ -10,7 +10,7 @@ use medkg_proto::v1;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{CollectionInfo, ELEMENT, Stub, VectorClient, broken, collection};
+use super::{CollectionInfo, ELEMENT, SparseRows, Stub, VectorClient, broken, collection};
 use crate::call::{Call, CallOptions, Caller, Method};
 use crate::connection::AttemptError;
 use crate::error::ClientError;
@@ -35,6 +35,8 @@ pub struct ExportedPart {
     pub vectors: Vec<f32>,
     /// One per id as JSON; None where there is none.
     pub payloads: Vec<Option<String>>,
+    /// One row per id, in a collection with sparse vectors.
+    pub sparse: Option<SparseRows>,
 }
 
 /// A collection being read.
@@ -138,8 +140,14 @@ fn read(message: v1::ExportVectorsResponse, dimension: usize) -> Result<Exported
         let what = format!("{points} ids came with {} bytes of vectors", tensor.data.len());
         return Err(broken(EXPORT, what));
     }
+    let mut sparse = message.sparse.is_some().then(SparseRows::default);
+    if let Some(rows) = &mut sparse {
+        rows.extend(message.sparse, points)
+            .map_err(|what| broken(EXPORT, what))?;
+    }
     let floats = tensor.data.chunks_exact(ELEMENT);
     Ok(ExportedPart {
+        sparse,
         ids: message.ids,
         vectors: floats
             .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
@@ -181,9 +189,19 @@ mod tests {
                 ..v1::Tensor::default()
             }),
             payloads: vec![String::new(); payloads],
+            sparse: None,
         };
         assert_eq!(read(part(6, 2), 3).unwrap().payloads, [None, None]);
         assert!(read(part(5, 2), 3).is_err());
         assert!(read(part(6, 1), 3).is_err());
+        let rows = |offsets: &[u32]| v1::ExportVectorsResponse {
+            sparse: Some(v1::SparseVectors {
+                offsets: offsets.to_vec(),
+                ..v1::SparseVectors::default()
+            }),
+            ..part(6, 2)
+        };
+        assert_eq!(read(rows(&[0, 0, 0]), 3).unwrap().sparse.unwrap().offsets, [0, 0, 0]);
+        assert!(read(rows(&[0, 0]), 3).is_err());
     }
 }
