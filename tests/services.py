@@ -9,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -64,11 +65,11 @@ class Redis:
             time.sleep(0.02)
 
     def call(self, *words: str) -> bytes:
-        """The answer to one command, as it is on the wire; up to 64 KiB."""
+        """The answer to one command, as it is on the wire."""
         parts = [f"${len(word.encode())}\r\n{word}\r\n" for word in words]
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as wire:
+        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as wire, wire.makefile("rb") as answer:
             wire.sendall(f"*{len(words)}\r\n{''.join(parts)}".encode())
-            return wire.recv(65_536)
+            return _reply(answer)
 
     def pause(self) -> None:
         """From now on it holds its connections and answers nothing."""
@@ -88,3 +89,15 @@ class Redis:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None, "it was not started"
         return self.process
+
+
+def _reply(answer: IO[bytes]) -> bytes:
+    """One value of Redis' protocol (https://redis.io/docs/latest/develop/reference/protocol-spec/), unread."""
+    line = answer.readline()
+    if not line.endswith(b"\r\n"):
+        raise ConnectionError("redis-server closed the connection")
+    if line[:1] == b"$" and (length := int(line[1:])) >= 0:
+        return line + answer.read(length + 2)
+    if line[:1] == b"*":
+        return line + b"".join(_reply(answer) for _ in range(int(line[1:])))
+    return line

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from medkg.call_context import CallOptions, context
     from medkg.client import EmbeddingClient, GpuClient, RerankingClient, Services, VectorClient, connect
     from medkg.client.native import version as __version__
-    from medkg.config import ClientConfig, TlsConfig
+    from medkg.config import CacheConfig, ClientConfig, TlsConfig
     from medkg.errors import (
         AlreadyExistsError,
         AuthenticationError,
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
         VectorValidationError,
     )
     from medkg.results import (
+        CacheStats,
         CollectionInfo,
         CollectionStatistics,
         CollectionUsage,
@@ -89,6 +90,8 @@ __all__ = [
     "AsyncServices",
     "AsyncVectorClient",
     "AuthenticationError",
+    "CacheConfig",
+    "CacheStats",
     "CallOptions",
     "CircuitOpenError",
     "ClientConfig",

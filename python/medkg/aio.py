@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from medkg.config import ClientConfig
     from medkg.filters import Filter
     from medkg.results import (
+        CacheStats,
         CollectionInfo,
         CollectionStatistics,
         DeviceDetails,
@@ -172,6 +173,14 @@ class AsyncEmbeddingClient(AsyncClient[native.AsyncEmbedding]):
     async def tokenizer(self, model: str | None = None, **call: Unpack[CallOptions]) -> TokenizerFile:
         """As :meth:`medkg.EmbeddingClient.tokenizer`."""
         return await self._native.tokenizer(resolve(**call), model)
+
+    def cache_stats(self) -> CacheStats | None:
+        """As :meth:`medkg.EmbeddingClient.cache_stats`; nothing is waited for."""
+        return self._native.cache_stats()
+
+    async def forget_cached(self, digest: str | None = None, **call: Unpack[CallOptions]) -> int:
+        """As :meth:`medkg.EmbeddingClient.forget_cached`."""
+        return await self._native.forget(resolve(**call), digest)
 
 
 class AsyncRerankingClient(AsyncClient[native.AsyncReranking]):

@@ -7,14 +7,14 @@ processes, which is how clients travel.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-__all__ = ["ClientConfig", "TlsConfig"]
+__all__ = ["CacheConfig", "ClientConfig", "TlsConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +32,25 @@ class TlsConfig:
     cert_file: str | PathLike[str] | None = None
     key_file: str | PathLike[str] | None = None
     server_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheConfig:
+    """A cache of embeddings: ``EmbeddingClient.embed`` computes only what is not in it.
+
+    An embedding is found again by tenant, model digest, prompt, truncation, element type, dimensions and text. Clients
+    of a process that have the same settings share what is in memory. Streams and sparse embeddings are not cached.
+
+    Attributes:
+        memory_bytes: Most bytes in this process. Default: 256 MiB.
+        ttl: Seconds that an embedding is kept. Default: a week.
+        redis: ``redis://HOST:PORT``, ``rediss://`` (TLS) or ``unix:///PATH``: shared by all processes. While it is down
+            or slow, embeddings are computed. None: memory only.
+    """
+
+    memory_bytes: int | None = None
+    ttl: float | None = None
+    redis: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +79,7 @@ class ClientConfig:
         max_batch_bytes: Most bytes of texts or vectors in one request; more are split.
         max_concurrent_batches: Most requests of one call that are out at once.
         tls: Authorities and identity for ``https`` addresses.
+        cache: Keeps embeddings; None: every text is embedded each time.
     """
 
     address: str | None = None
@@ -81,3 +101,4 @@ class ClientConfig:
     max_batch_bytes: int | None = None
     max_concurrent_batches: int | None = None
     tls: TlsConfig | None = None
+    cache: CacheConfig | None = None

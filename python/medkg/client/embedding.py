@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from medkg.call_context import CallOptions
     from medkg.config import ClientConfig
-    from medkg.results import EmbeddingResult, ModelInfo, SparseEmbeddingResult, TokenizerFile
+    from medkg.results import CacheStats, EmbeddingResult, ModelInfo, SparseEmbeddingResult, TokenizerFile
 
 
 class EmbeddingClient(Client[native.Embedding]):
@@ -142,3 +142,21 @@ class EmbeddingClient(Client[native.Embedding]):
     def tokenizer(self, model: str | None = None, **call: Unpack[CallOptions]) -> TokenizerFile:
         """A model's tokenizer, to count tokens exactly as the server does; None means the default model."""
         return self._native.tokenizer(resolve(**call), model)
+
+    def cache_stats(self) -> CacheStats | None:
+        """What the cache did and holds; None without one."""
+        return self._native.cache_stats()
+
+    def forget_cached(self, digest: str | None = None, **call: Unpack[CallOptions]) -> int:
+        """Forget what the tenant has in the cache, here and in Redis; returns how many entries Redis had.
+
+        Other processes keep what they have in memory until its ``ttl`` is over.
+
+        Args:
+            digest: Of one model, as :attr:`medkg.results.ModelInfo.digest`; None means all models.
+            **call: See :class:`medkg.call_context.CallOptions`; ``tenant`` says whose entries.
+
+        Raises:
+            ServiceError: Redis cannot be asked; this process has forgotten them then.
+        """
+        return self._native.forget(resolve(**call), digest)

@@ -17,6 +17,7 @@ class Usage:
         device: Where it was computed, e.g. ``"cpu"`` or ``"cuda:0"``; several are separated by commas.
         calls: Requests that the call was split into.
         retries: Attempts beyond the first, over all requests.
+        cache_hits: Texts whose embedding was in the cache, or was being computed for another call of this process.
     """
 
     tokens: int
@@ -26,3 +27,31 @@ class Usage:
     device: str
     calls: int
     retries: int
+    cache_hits: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheStats:
+    """What a cache of embeddings did in this process, and what it holds; clients of equal settings share it.
+
+    Attributes:
+        hits: Texts found in this process.
+        remote_hits: Texts found in Redis.
+        misses: Texts found nowhere.
+        shared: Texts that another call was computing already.
+        remote_errors: Times that Redis was down or too slow.
+        corrupt: Entries of Redis that were not what was written; they are computed anew.
+        dropped: Entries that were not written to Redis because it was too slow for them.
+        entries: Entries in this process.
+        bytes: Their bytes, keys included.
+    """
+
+    hits: int
+    remote_hits: int
+    misses: int
+    shared: int
+    remote_errors: int
+    corrupt: int
+    dropped: int
+    entries: int
+    bytes: int

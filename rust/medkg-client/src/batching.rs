@@ -67,16 +67,21 @@ pub(crate) fn shift(error: ClientError, list: &str, start: usize) -> ClientError
     if start == 0 {
         return error;
     }
+    renumber(error, list, &|index| index.checked_add(start))
+}
+
+/// Makes `list[3]` of a part of the caller's items into what the caller calls it.
+pub(crate) fn renumber(error: ClientError, list: &str, place: &dyn Fn(usize) -> Option<usize>) -> ClientError {
     error.with(|failure| {
-        failure.message = shift_text(&failure.message, list, start);
+        failure.message = renumber_text(&failure.message, list, place);
         for violation in &mut failure.field_violations {
-            violation.field = shift_text(&violation.field, list, start);
-            violation.description = shift_text(&violation.description, list, start);
+            violation.field = renumber_text(&violation.field, list, place);
+            violation.description = renumber_text(&violation.description, list, place);
         }
     })
 }
 
-fn shift_text(text: &str, list: &str, start: usize) -> String {
+fn renumber_text(text: &str, list: &str, place: &dyn Fn(usize) -> Option<usize>) -> String {
     let needle = format!("{list}[");
     let mut out = String::with_capacity(text.len() + 8);
     let mut rest = text;
@@ -87,7 +92,7 @@ fn shift_text(text: &str, list: &str, start: usize) -> String {
         let (index, after) = found.split_at(digits);
         // `my_texts[1]` is not `texts[1]`.
         let whole_word = !before[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
-        match index.parse::<usize>().ok().and_then(|index| index.checked_add(start)) {
+        match index.parse::<usize>().ok().and_then(place) {
             Some(index) if whole_word && after.starts_with(']') => out.push_str(&index.to_string()),
             _ => out.push_str(index),
         }
@@ -135,6 +140,7 @@ mod tests {
 
     #[test]
     fn only_the_split_list_is_renumbered() {
+        let shift_text = |text, list, start| renumber_text(text, list, &|index| index.checked_add(start));
         assert_eq!(
             shift_text("queries[1].documents[3].text", "queries", 64),
             "queries[65].documents[3].text"

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use http::Uri;
 use medkg_telemetry::tenant::TenantId;
 
+pub use crate::cache::CacheConfig;
 use crate::policy::backoff::Backoff;
 use crate::policy::breaker::BreakerConfig;
 use crate::policy::budget::RetryBudget;
@@ -37,6 +38,9 @@ const BREAKER_COOLDOWN: Duration = Duration::from_secs(5);
 const MAX_BATCH_TEXTS: usize = 128;
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
 const MAX_CONCURRENT_BATCHES: usize = 4;
+/// 160,000 embeddings of 384 f32.
+const CACHE_BYTES: u64 = 256 * 1024 * 1024;
+const CACHE_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Files of a TLS identity.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -94,6 +98,29 @@ pub struct ClientOptions {
     pub max_concurrent_batches: Option<u64>,
     /// TLS identity and authorities.
     pub tls: Option<TlsOptions>,
+    /// Keeps embeddings; None: every text is embedded each time.
+    pub cache: Option<CacheOptions>,
+}
+
+/// What a user sets of the cache of embeddings. None means the default.
+#[derive(Clone, PartialEq, Default)]
+pub struct CacheOptions {
+    /// Most bytes in this process.
+    pub memory_bytes: Option<u64>,
+    /// Seconds that an entry holds.
+    pub ttl: Option<f64>,
+    /// `redis://`, `rediss://` or `unix://`: shared with other processes.
+    pub redis: Option<String>,
+}
+
+impl fmt::Debug for CacheOptions {
+    /// The address may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CacheOptions")
+            .field("memory_bytes", &self.memory_bytes)
+            .field("ttl", &self.ttl)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The address of a server.
@@ -226,6 +253,8 @@ pub struct ClientConfig {
     pub retry_budget: f64,
     /// How large inputs are split.
     pub batch: BatchConfig,
+    /// What is kept of embeddings.
+    pub cache: Option<CacheConfig>,
 }
 
 impl ClientConfig {
@@ -271,6 +300,7 @@ impl ClientConfig {
                 MAX_CONCURRENT_BATCHES,
             ),
         };
+        let cache = options.cache.as_ref().map(|cache| check.cache(cache));
         match (backoff, breaker, check.problems.is_empty()) {
             (Some(backoff), Some(breaker), true) => Ok(Self {
                 addresses,
@@ -285,6 +315,7 @@ impl ClientConfig {
                 backoff,
                 retry_budget,
                 batch,
+                cache,
             }),
             _ => Err(ConfigError {
                 problems: check.problems,

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use medkg_tls::ClientTlsConfig;
 
+use crate::cache::{Cache, CacheConfig};
 use crate::config::{Address, ConfigError, EndpointConfig, Problem, TlsOptions};
 use crate::connection::Connection;
 use crate::policy::breaker::{Breaker, BreakerState, Permit};
@@ -163,9 +164,20 @@ impl Pool {
 #[derive(Debug, Default)]
 pub struct Endpoints {
     known: Mutex<HashMap<(Address, EndpointConfig), Weak<Endpoint>>>,
+    /// Kept when nobody uses them: the next client finds what the last one computed.
+    caches: Mutex<HashMap<CacheConfig, Arc<Cache>>>,
 }
 
 impl Endpoints {
+    /// The cache with these settings, made if there is none.
+    pub(crate) fn cache(&self, config: &CacheConfig) -> Arc<Cache> {
+        let mut caches = self.caches.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = caches
+            .entry(config.clone())
+            .or_insert_with(|| Arc::new(Cache::new(config)));
+        Arc::clone(cache)
+    }
+
     /// The endpoint of an address, made if nobody uses it yet. TLS files are read when it is made.
     pub(crate) fn get(&self, address: &Address, config: &EndpointConfig) -> Result<Arc<Endpoint>, ConfigError> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);

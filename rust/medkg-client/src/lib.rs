@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod batching;
+pub mod cache;
 mod call;
 pub mod config;
 mod connection;
@@ -63,7 +64,10 @@ impl Client {
         let config = Arc::new(config);
         let caller = |service| Caller::new(service, Arc::clone(&config), Arc::clone(&budget), endpoints).map(Arc::new);
         Ok(Self {
-            embedding: EmbeddingClient::new(caller(Service::Embedding)?),
+            embedding: EmbeddingClient::new(
+                caller(Service::Embedding)?,
+                config.cache.as_ref().map(|cache| endpoints.cache(cache)),
+            ),
             reranking: RerankingClient::new(caller(Service::Reranking)?),
             vector: VectorClient::new(caller(Service::Vector)?),
             gpu: GpuClient::new(caller(Service::Gpu)?),

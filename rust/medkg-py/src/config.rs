@@ -1,6 +1,6 @@
 //! `medkg.ClientConfig` as the client's options. Everything is passed through; only types are checked here.
 
-use medkg_client::config::{ClientConfig, ClientOptions, ConfigError, Problem, TlsOptions};
+use medkg_client::config::{CacheOptions, ClientConfig, ClientOptions, ConfigError, Problem, TlsOptions};
 use pyo3::prelude::*;
 
 use crate::errors;
@@ -22,7 +22,7 @@ struct Reader {
 
 impl Reader {
     fn options(&mut self, config: &Bound<'_, PyAny>) -> PyResult<ClientOptions> {
-        let tls = config.getattr("tls")?;
+        let (tls, cache) = (config.getattr("tls")?, config.getattr("cache")?);
         Ok(ClientOptions {
             address: self.get(config, "address", "a str")?,
             addresses: self.get(config, "addresses", "a list of str")?,
@@ -43,6 +43,11 @@ impl Reader {
             max_batch_bytes: self.get(config, "max_batch_bytes", "an int from 1 on")?,
             max_concurrent_batches: self.get(config, "max_concurrent_batches", "an int from 1 on")?,
             tls: if tls.is_none() { None } else { Some(self.tls(&tls)?) },
+            cache: if cache.is_none() {
+                None
+            } else {
+                Some(self.cache(&cache)?)
+            },
         })
     }
 
@@ -52,6 +57,14 @@ impl Reader {
             cert_file: self.get(tls, "cert_file", "a path")?,
             key_file: self.get(tls, "key_file", "a path")?,
             server_name: self.get(tls, "server_name", "a str")?,
+        })
+    }
+
+    fn cache(&mut self, cache: &Bound<'_, PyAny>) -> PyResult<CacheOptions> {
+        Ok(CacheOptions {
+            memory_bytes: self.get(cache, "memory_bytes", "an int from 1 on")?,
+            ttl: self.get(cache, "ttl", "seconds, as a float")?,
+            redis: self.get(cache, "redis", "a str")?,
         })
     }
 

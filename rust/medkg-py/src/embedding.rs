@@ -6,7 +6,7 @@ use medkg_client::service::embedding::{
 };
 use numpy::PyArray1;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyDict};
 
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
@@ -166,6 +166,39 @@ impl Embedding {
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.embedding().tokenizer(model, &options).await };
         run(py, &process, self.mode, None, start, tokenizer)
+    }
+
+    /// See `EmbeddingClient.cache_stats`.
+    fn cache_stats(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let (_, client) = self.clients.client(py)?;
+        let Some(stats) = client.embedding().cache_stats() else {
+            return Ok(py.None());
+        };
+        // By name: there are more fields than a person keeps apart by place.
+        let fields = PyDict::new(py);
+        for (name, value) in [
+            ("hits", stats.hits),
+            ("remote_hits", stats.remote_hits),
+            ("misses", stats.misses),
+            ("shared", stats.shared),
+            ("remote_errors", stats.remote_errors),
+            ("corrupt", stats.corrupt),
+            ("dropped", stats.dropped),
+            ("entries", stats.entries),
+            ("bytes", stats.bytes),
+        ] {
+            fields.set_item(name, value)?;
+        }
+        Ok(results::class(py, "CacheStats")?.call((), Some(&fields))?.unbind())
+    }
+
+    /// See `EmbeddingClient.forget_cached`.
+    fn forget(&self, py: Python<'_>, call: CallTuple, digest: Option<String>) -> PyResult<Py<PyAny>> {
+        let options = arguments(py, "forget").call(call)?;
+        let (process, client) = self.clients.client(py)?;
+        let start = move |_| async move { client.embedding().forget(digest.as_deref(), &options).await };
+        let told = |py: Python<'_>, removed: u64| Ok(removed.into_pyobject(py)?.into_any().unbind());
+        run(py, &process, self.mode, None, start, told)
     }
 
     /// Lets the connections go.

@@ -18,6 +18,7 @@ pub(crate) fn usage<'py>(py: Python<'py>, usage: &Usage) -> PyResult<Bound<'py, 
         &usage.device,
         usage.calls,
         usage.retries,
+        usage.cache_hits,
     ))
 }
 

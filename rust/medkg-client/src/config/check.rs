@@ -4,7 +4,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{ADDRESS, Address, ClientOptions, Problem, TlsOptions};
+use super::{ADDRESS, Address, CACHE_BYTES, CACHE_TTL, CacheConfig, CacheOptions, ClientOptions, Problem, TlsOptions};
+use crate::cache::RedisUrl;
 
 /// Collects problems.
 #[derive(Default)]
@@ -40,6 +41,17 @@ impl Checker {
                 self.problem(field, format!("is {seconds}; give seconds, more than 0"));
                 default
             }
+        }
+    }
+
+    pub(super) fn cache(&mut self, options: &CacheOptions) -> CacheConfig {
+        let memory_bytes = options.memory_bytes.unwrap_or(CACHE_BYTES);
+        self.at_least_one("cache.memory_bytes", memory_bytes);
+        let redis = options.redis.as_deref().map(RedisUrl::try_new);
+        CacheConfig {
+            memory_bytes,
+            ttl: self.seconds("cache.ttl", options.ttl, CACHE_TTL),
+            redis: redis.and_then(|url| self.keep("cache.redis", url)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! `EmbeddingService`: texts to vectors.
 
 mod assembly;
+mod cached;
 mod sparse;
 mod stream;
 mod vectors;
@@ -13,10 +14,12 @@ use medkg_proto::v1::embedding_service_client::EmbeddingServiceClient as Stub;
 
 use super::{ModelInfo, Truncation, Usage, truncation};
 use crate::batching;
+use crate::cache::Cache;
 use crate::call::{Answer, Call, CallOptions, Caller, Method};
 use crate::error::ClientError;
 use crate::policy::classify::Service;
 use assembly::Dense;
+use cached::Kept;
 pub use sparse::{SparseEmbeddings, SparseRequest};
 pub use stream::EmbeddingStream;
 pub use vectors::{Dtype, Vectors};
@@ -31,6 +34,12 @@ const LIST_MODELS: Method = Method {
 };
 const GET_TOKENIZER: Method = Method {
     name: "GetTokenizer",
+    idempotent: true,
+};
+
+/// No method of the wire: errors of the cache are told under it.
+const FORGET: Method = Method {
+    name: "forget",
     idempotent: true,
 };
 
@@ -123,22 +132,31 @@ pub struct TokenizerFile {
 #[derive(Debug, Clone)]
 pub struct EmbeddingClient {
     caller: Arc<Caller>,
+    kept: Option<Arc<Kept>>,
 }
 
 impl EmbeddingClient {
-    pub(crate) fn new(caller: Arc<Caller>) -> Self {
-        Self { caller }
+    pub(crate) fn new(caller: Arc<Caller>, cache: Option<Arc<Cache>>) -> Self {
+        let kept = cache.map(|cache| Arc::new(Kept::new(cache)));
+        Self { caller, kept }
     }
 
-    /// Embeds any number of texts, in as many requests as it takes.
+    /// Embeds any number of texts, in as many requests as it takes; with a cache only those that are not in it.
     pub async fn embed(&self, request: EmbedRequest, options: &CallOptions) -> Result<Embeddings, ClientError> {
         let call = self.caller.begin(GENERATE, options)?;
+        match &self.kept {
+            Some(kept) if !request.texts.is_empty() => self.embed_through(kept, &call, request).await,
+            _ => self.embed_all(&call, request).await,
+        }
+    }
+
+    async fn embed_all(&self, call: &Call, request: EmbedRequest) -> Result<Embeddings, ClientError> {
         let mut parts = Dense::new(request.texts.len(), &request.how);
-        let send = |range| self.generate(&call, &request, range);
+        let send = |range| self.generate(call, &request, range);
         let add = |range: &_, answer| parts.add(range, answer);
-        self.split(&call, &request.texts, request.progress.as_deref(), send, add)
+        self.split(call, &request.texts, request.progress.as_deref(), send, add)
             .await?;
-        parts.finish(&call).ok_or_else(|| incomplete(&call))
+        parts.finish(call).ok_or_else(|| incomplete(call))
     }
 
     async fn generate(
@@ -193,6 +211,10 @@ impl EmbeddingClient {
     /// The embedding models of the server, loaded or not, sorted by name.
     pub async fn models(&self, options: &CallOptions) -> Result<Vec<ModelInfo>, ClientError> {
         let call = self.caller.begin(LIST_MODELS, options)?;
+        self.models_of(&call).await
+    }
+
+    async fn models_of(&self, call: &Call) -> Result<Vec<ModelInfo>, ClientError> {
         let send = |channel, request| async move {
             Stub::new(channel)
                 .list_models(request)
@@ -201,7 +223,7 @@ impl EmbeddingClient {
         };
         let answer = self
             .caller
-            .request(&call, || v1::EmbeddingServiceListModelsRequest {}, send)
+            .request(call, || v1::EmbeddingServiceListModelsRequest {}, send)
             .await?;
         Ok(answer.message.models.into_iter().map(Into::into).collect())
     }

@@ -31,6 +31,8 @@ pub struct Usage {
     pub calls: u64,
     /// Attempts beyond the first, over all requests.
     pub retries: u64,
+    /// Texts whose embedding was in the cache, or was being computed for another call.
+    pub cache_hits: u64,
 }
 
 impl Usage {
@@ -48,6 +50,28 @@ impl Usage {
             }
             self.device.push_str(&part.device);
         }
+    }
+}
+
+impl Usage {
+    /// Adds what another part of the call cost.
+    pub(crate) fn merge(&mut self, other: Self) {
+        let mut devices: Vec<&str> = self.device.split(',').filter(|device| !device.is_empty()).collect();
+        devices.extend(
+            other
+                .device
+                .split(',')
+                .filter(|device| !device.is_empty() && !self.device.contains(device)),
+        );
+        let device = devices.join(",");
+        self.device = device;
+        self.tokens += other.tokens;
+        self.batches += other.batches;
+        self.queue_time += other.queue_time;
+        self.compute_time += other.compute_time;
+        self.calls += other.calls;
+        self.retries += other.retries;
+        self.cache_hits += other.cache_hits;
     }
 }
 
@@ -107,6 +131,7 @@ mod tests {
             device: "cuda:0,cuda:1".to_owned(),
             calls: 4,
             retries: 2,
+            cache_hits: 0,
         };
         assert_eq!(usage, expected);
     }

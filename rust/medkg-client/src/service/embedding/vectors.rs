@@ -102,6 +102,27 @@ impl Vectors {
         }
     }
 
+    /// One row as it travels, and its scale, 0 where it has none.
+    pub(super) fn row(&self, row: usize, dimension: usize) -> (Vec<u8>, f32) {
+        let bytes = self.dtype().row_bytes(dimension);
+        let (all, width): (&[u8], usize) = match self {
+            Self::Float32(all) => (bytemuck::cast_slice(all), 4),
+            Self::Float16(all) => (bytemuck::cast_slice(all), 2),
+            Self::Bfloat16(all) => (bytemuck::cast_slice(all), 2),
+            Self::Int8 { elements, .. } => (bytemuck::cast_slice(elements), 1),
+            Self::Binary(all) => (all, 1),
+        };
+        let mut own = all[row * bytes..][..bytes].to_vec();
+        if cfg!(target_endian = "big") {
+            own.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+        }
+        let scale = match self {
+            Self::Int8 { scales, .. } => scales[row],
+            _ => 0.0,
+        };
+        (own, scale)
+    }
+
     /// Writes a tensor that [`check`] has passed into its rows.
     pub(super) fn write(&mut self, rows: Range<usize>, dimension: usize, tensor: &v1::Tensor) {
         let elements = rows.start * dimension..rows.end * dimension;
