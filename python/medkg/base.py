@@ -13,11 +13,19 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from medkg.results import EndpointInfo
+
 __all__ = ["Client", "NativeT", "configure"]
 
 
 class Native(Protocol):
     """The Rust half of a client."""
+
+    def endpoints(self) -> list[EndpointInfo]:
+        """What is known of the servers."""
+
+    def reset_breakers(self, address: str | None) -> int:
+        """Close breakers; how many were not closed."""
 
     def close(self) -> None:
         """Let the connections go."""
@@ -40,6 +48,24 @@ class Client(Generic[NativeT]):
         """Check the configuration; nothing is dialled."""
         self._config = config
         self._native = half(config)
+
+    def endpoints(self) -> list[EndpointInfo]:
+        """What is known of the servers of this client, in the order of the configuration; nothing is sent.
+
+        Clients of a process that use an address with the same settings share what is known of it.
+        """
+        return self._native.endpoints()
+
+    def reset_breakers(self, address: str | None = None) -> int:
+        """Close the circuit breaker of an address, or of all: you know that the server is well again.
+
+        Returns:
+            How many were not closed.
+
+        Raises:
+            ValidationError: The client has no such address.
+        """
+        return self._native.reset_breakers(address)
 
     @property
     def config(self) -> ClientConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +56,25 @@ class CacheStats:
     dropped: int
     entries: int
     bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointInfo:
+    """What this process knows of a server's address; its clients share it.
+
+    Attributes:
+        address: As it was configured.
+        breaker: What its circuit breaker does: ``"closed"`` lets calls through, ``"open"`` refuses them for a while,
+            ``"half_open"`` lets one through to see whether the server answers. Only failures of the network open it.
+        retry_after: Seconds until the breaker lets a call through again; None if it does.
+        changes: The last changes of the breaker, the newest last: how many seconds ago, and to what.
+        pending: Calls that are out.
+        last_failure: What went wrong last, if anything did.
+    """
+
+    address: str
+    breaker: Literal["closed", "open", "half_open"]
+    retry_after: float | None
+    changes: list[tuple[float, str]]
+    pending: int
+    last_failure: str | None

@@ -17,7 +17,7 @@ use tonic_types::StatusExt as _;
 
 use crate::config::{ClientConfig, ConfigError};
 use crate::connection::{AttemptError, explain};
-use crate::endpoint::{Admitted, AllOpen, Endpoint, Endpoints, Place, Pool};
+use crate::endpoint::{Admitted, AllOpen, Endpoint, EndpointStatus, Endpoints, Place, Pool};
 use crate::error::{ClientError, FieldViolation};
 use crate::policy::backoff::Delays;
 use crate::policy::breaker::{BreakerState, Outcome, Permit};
@@ -129,6 +129,20 @@ impl Caller {
             config,
             pool: Pool::new(pool),
             budget,
+        })
+    }
+
+    /// What is known of the service's servers.
+    pub(crate) fn endpoints(&self) -> Vec<EndpointStatus> {
+        self.pool.statuses(now())
+    }
+
+    /// Closes the breaker of an address, or of all; how many were not closed.
+    pub(crate) fn reset_breakers(&self, address: Option<&str>) -> Result<usize, ClientError> {
+        self.pool.reset(address, now()).ok_or_else(|| {
+            let known: Vec<&str> = self.pool.addresses().collect();
+            let problem = format!("is not an address of this client; it has {}", known.join(", "));
+            ClientError::invalid(self.service, "reset_breakers", "address", &problem)
         })
     }
 

@@ -37,6 +37,21 @@ impl Endpoint {
         self.breaker.admit(now).ok()
     }
 
+    fn status(&self, now: Instant) -> EndpointStatus {
+        let changes = self.breaker.changes();
+        EndpointStatus {
+            address: self.address.as_str().to_owned(),
+            breaker: self.breaker.state(now),
+            retry_after: self.breaker.refuses(now).map(|refused| refused.retry_after),
+            changes: changes
+                .iter()
+                .map(|change| (now.saturating_duration_since(change.at), change.state))
+                .collect(),
+            pending: self.pending.load(Ordering::Relaxed),
+            last_failure: self.last_failure(),
+        }
+    }
+
     pub(crate) fn note_failure(&self, what: &str) {
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(what.to_owned());
     }
@@ -44,6 +59,24 @@ impl Endpoint {
     pub(crate) fn last_failure(&self) -> Option<String> {
         self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// What a client knows of a server's address; clients of a process share it.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct EndpointStatus {
+    /// As it was configured.
+    pub address: String,
+    /// What its breaker does.
+    pub breaker: BreakerState,
+    /// When the breaker lets a call through again; none if it does.
+    pub retry_after: Option<Duration>,
+    /// How long ago its breaker changed, and to what; the newest last.
+    pub changes: Vec<(Duration, BreakerState)>,
+    /// Calls that are out.
+    pub pending: usize,
+    /// What went wrong last, if anything did.
+    pub last_failure: Option<String>,
 }
 
 /// A call that was admitted by an endpoint.
@@ -105,6 +138,19 @@ impl Pool {
 
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
         self.endpoints.iter().map(|endpoint| endpoint.address.as_str())
+    }
+
+    /// What is known of each.
+    pub(crate) fn statuses(&self, now: Instant) -> Vec<EndpointStatus> {
+        self.endpoints.iter().map(|endpoint| endpoint.status(now)).collect()
+    }
+
+    /// Closes the breakers of an address, or of all; how many were not closed. None if there is no such address.
+    pub(crate) fn reset(&self, address: Option<&str>, now: Instant) -> Option<usize> {
+        let named = |endpoint: &&Arc<Endpoint>| address.is_none_or(|address| endpoint.address.as_str() == address);
+        let mut found = self.endpoints.iter().filter(named).peekable();
+        found.peek()?;
+        Some(found.filter(|endpoint| endpoint.breaker.reset(now)).count())
     }
 
     /// True if an endpoint that is not in `tried` would take a call.

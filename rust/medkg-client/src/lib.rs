@@ -28,7 +28,7 @@ use std::time::Instant;
 
 pub use call::CallOptions;
 pub use config::{ClientConfig, ClientOptions, ConfigError};
-pub use endpoint::Endpoints;
+pub use endpoint::{EndpointStatus, Endpoints};
 pub use error::ClientError;
 use policy::budget::RetryBudget;
 pub use policy::classify::{ErrorKind, Service};
@@ -72,6 +72,28 @@ impl Client {
             vector: VectorClient::new(caller(Service::Vector)?),
             gpu: GpuClient::new(caller(Service::Gpu)?),
         })
+    }
+
+    /// What is known of a service's servers, in the order of the configuration.
+    pub fn endpoints(&self, service: Service) -> Vec<EndpointStatus> {
+        self.caller(service).endpoints()
+    }
+
+    /// Closes the breaker of one of a service's addresses, or of all; how many were not closed.
+    ///
+    /// # Errors
+    /// An address that the service does not have.
+    pub fn reset_breakers(&self, service: Service, address: Option<&str>) -> Result<usize, ClientError> {
+        self.caller(service).reset_breakers(address)
+    }
+
+    fn caller(&self, service: Service) -> &Caller {
+        match service {
+            Service::Embedding => self.embedding.caller(),
+            Service::Reranking => self.reranking.caller(),
+            Service::Vector => self.vector.caller(),
+            Service::Gpu => self.gpu.caller(),
+        }
     }
 
     /// Texts to vectors.

@@ -12,7 +12,7 @@ use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
 use crate::streaming;
-use crate::{arrays, config, errors, results};
+use crate::{arrays, config, endpoints, errors, results};
 
 /// Texts to vectors; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -199,6 +199,16 @@ impl Embedding {
         let start = move |_| async move { client.embedding().forget(digest.as_deref(), &options).await };
         let told = |py: Python<'_>, removed: u64| Ok(removed.into_pyobject(py)?.into_any().unbind());
         run(py, &process, self.mode, None, start, told)
+    }
+
+    /// See `Client.endpoints`.
+    fn endpoints(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        endpoints::list(py, &self.clients, Service::Embedding)
+    }
+
+    /// See `Client.reset_breakers`.
+    fn reset_breakers(&self, py: Python<'_>, address: Option<&str>) -> PyResult<usize> {
+        endpoints::reset(py, &self.clients, Service::Embedding, address)
     }
 
     /// Lets the connections go.

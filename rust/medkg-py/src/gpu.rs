@@ -11,7 +11,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{config, errors, results, watching};
+use crate::{config, endpoints, errors, results, watching};
 
 /// The device; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -149,6 +149,16 @@ impl Gpu {
         run(py, &process, self.mode, None, start, |py, freed: u64| {
             freed.into_py_any(py)
         })
+    }
+
+    /// See `Client.endpoints`.
+    fn endpoints(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        endpoints::list(py, &self.clients, Service::Gpu)
+    }
+
+    /// See `Client.reset_breakers`.
+    fn reset_breakers(&self, py: Python<'_>, address: Option<&str>) -> PyResult<usize> {
+        endpoints::reset(py, &self.clients, Service::Gpu, address)
     }
 
     /// Lets the connections go.

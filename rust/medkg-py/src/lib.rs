@@ -12,6 +12,7 @@ mod arguments;
 mod arrays;
 mod config;
 mod embedding;
+mod endpoints;
 mod errors;
 mod export;
 mod filters;

@@ -8,7 +8,7 @@ use pyo3::types::PyList;
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{config, results};
+use crate::{config, endpoints, results};
 
 /// Query-document pairs to scores; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -110,6 +110,16 @@ impl Reranking {
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.reranking().models(&options).await };
         run(py, &process, self.mode, None, start, results::models)
+    }
+
+    /// See `Client.endpoints`.
+    fn endpoints(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        endpoints::list(py, &self.clients, Service::Reranking)
+    }
+
+    /// See `Client.reset_breakers`.
+    fn reset_breakers(&self, py: Python<'_>, address: Option<&str>) -> PyResult<usize> {
+        endpoints::reset(py, &self.clients, Service::Reranking, address)
     }
 
     /// Lets the connections go.

@@ -15,7 +15,7 @@ use pyo3::types::{PyDict, PyList};
 use crate::arguments::{Arguments, CallTuple};
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{arrays, config, export, filters, results, sparse, statistics};
+use crate::{arrays, config, endpoints, export, filters, results, sparse, statistics};
 
 /// Vector search; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -300,6 +300,16 @@ impl Vector {
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.vector().check_recall(name, check, &options).await };
         run(py, &process, self.mode, None, start, statistics::recall)
+    }
+
+    /// See `Client.endpoints`.
+    fn endpoints(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        endpoints::list(py, &self.clients, Service::Vector)
+    }
+
+    /// See `Client.reset_breakers`.
+    fn reset_breakers(&self, py: Python<'_>, address: Option<&str>) -> PyResult<usize> {
+        endpoints::reset(py, &self.clients, Service::Vector, address)
     }
 
     /// Lets the connections go.

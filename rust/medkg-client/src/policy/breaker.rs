@@ -14,7 +14,10 @@
 //! - a cancelled probe proves nothing: the next call is the probe.
 //!
 //! A permit from before a change of state is ignored: a late answer says nothing about the endpoint now.
+//!
+//! The last changes are remembered, and a person may close the breaker by hand.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +28,8 @@ use failsafe::failure_policy::{ConsecutiveFailures, consecutive_failures};
 const GROWTH: u32 = 2;
 /// The longest period of being open, in units of the first.
 const LONGEST: u32 = 8;
+/// Changes that are remembered.
+const REMEMBERED: usize = 32;
 
 /// When a breaker opens and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,6 +95,15 @@ impl BreakerState {
     }
 }
 
+/// When a breaker came into a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// When it was.
+    pub at: Instant,
+    /// What it has been from then on.
+    pub state: BreakerState,
+}
+
 #[derive(Debug, Clone, Copy)]
 enum State {
     Closed,
@@ -111,19 +125,32 @@ struct Machine {
     cooldown: Duration,
     /// Grows with every change of state.
     epoch: u64,
+    /// The newest last.
+    changes: VecDeque<Change>,
 }
 
 impl Machine {
-    fn enter(&mut self, state: State) {
+    fn enter(&mut self, now: Instant, state: State) {
         self.state = state;
         self.epoch += 1;
+        let state = match state {
+            State::Closed => BreakerState::Closed,
+            State::Open { .. } => BreakerState::Open,
+            State::Ready | State::Probing { .. } => BreakerState::HalfOpen,
+        };
+        if self.changes.back().is_some_and(|last| last.state == state) {
+            return;
+        }
+        if self.changes.len() == REMEMBERED {
+            self.changes.pop_front();
+        }
+        self.changes.push_back(Change { at: now, state });
     }
 
     fn open(&mut self, now: Instant, cooldown: Duration) {
         self.cooldown = cooldown;
-        self.enter(State::Open {
-            until: now.checked_add(cooldown).unwrap_or(now),
-        });
+        let until = now.checked_add(cooldown).unwrap_or(now);
+        self.enter(now, State::Open { until });
     }
 }
 
@@ -153,6 +180,7 @@ impl Breaker {
             policy,
             cooldown: config.cooldown,
             epoch: 0,
+            changes: VecDeque::new(),
         };
         Self {
             machine: Arc::new(Mutex::new(machine)),
@@ -167,11 +195,12 @@ impl Breaker {
         }
         if matches!(machine.state, State::Open { .. } | State::Ready) {
             let cooldown = machine.cooldown;
-            machine.enter(State::Probing { cooldown });
+            machine.enter(now, State::Probing { cooldown });
         }
         Ok(Permit {
             breaker: self.clone(),
             epoch: machine.epoch,
+            admitted: now,
             reported: false,
         })
     }
@@ -190,6 +219,23 @@ impl Breaker {
         }
     }
 
+    /// Its last changes, the newest last; none if it has always been closed.
+    pub fn changes(&self) -> Vec<Change> {
+        self.lock().changes.iter().copied().collect()
+    }
+
+    /// Closes it and forgets the failures: a person knows that the endpoint is well. False if it was closed.
+    pub fn reset(&self, now: Instant) -> bool {
+        let mut machine = self.lock();
+        machine.policy.record_success();
+        machine.policy.revived();
+        let was_closed = matches!(machine.state, State::Closed);
+        if !was_closed {
+            machine.enter(now, State::Closed);
+        }
+        !was_closed
+    }
+
     fn report(&self, epoch: u64, now: Instant, outcome: Outcome) {
         let mut machine = self.lock();
         if machine.epoch != epoch {
@@ -206,10 +252,10 @@ impl Breaker {
             (State::Probing { .. }, Outcome::Success) => {
                 machine.policy.record_success();
                 machine.policy.revived();
-                machine.enter(State::Closed);
+                machine.enter(now, State::Closed);
             }
             // The policy keeps its count, so that one more failure opens the breaker again.
-            (State::Probing { .. }, Outcome::Answered) => machine.enter(State::Closed),
+            (State::Probing { .. }, Outcome::Answered) => machine.enter(now, State::Closed),
             (State::Probing { cooldown }, Outcome::Failure) => {
                 let cooldown = machine.policy.mark_dead_on_failure().unwrap_or(cooldown);
                 machine.open(now, cooldown);
@@ -217,10 +263,10 @@ impl Breaker {
         }
     }
 
-    fn abandon(&self, epoch: u64) {
+    fn abandon(&self, epoch: u64, now: Instant) {
         let mut machine = self.lock();
         if machine.epoch == epoch && matches!(machine.state, State::Probing { .. }) {
-            machine.enter(State::Ready);
+            machine.enter(now, State::Ready);
         }
     }
 
@@ -247,6 +293,8 @@ fn refusal(machine: &Machine, now: Instant) -> Option<Refused> {
 pub struct Permit {
     breaker: Breaker,
     epoch: u64,
+    /// A probe that is dropped changes nothing that is seen, so no other time is needed.
+    admitted: Instant,
     reported: bool,
 }
 
@@ -261,7 +309,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if !self.reported {
-            self.breaker.abandon(self.epoch);
+            self.breaker.abandon(self.epoch, self.admitted);
         }
     }
 }
@@ -401,6 +449,38 @@ mod tests {
         end(&breaker, later, Outcome::Answered);
         end(&breaker, later, Outcome::Failure);
         assert_eq!(breaker.state(later), BreakerState::Open);
+    }
+
+    #[test]
+    fn its_changes_are_told_and_a_person_may_close_it() {
+        let (breaker, now) = opened();
+        let later = now + COOLDOWN;
+        let probe = breaker.admit(later).unwrap();
+        assert!(breaker.reset(later));
+        assert!(!breaker.reset(later));
+        let told: Vec<_> = breaker
+            .changes()
+            .iter()
+            .map(|change| (change.at, change.state))
+            .collect();
+        let expected = [
+            (now, BreakerState::Open),
+            (later, BreakerState::HalfOpen),
+            (later, BreakerState::Closed),
+        ];
+        assert_eq!(told, expected);
+        // The probe of before says nothing any more, and the count begins anew, at the shortest period.
+        probe.report(later, Outcome::Failure);
+        end(&breaker, later, Outcome::Failure);
+        end(&breaker, later, Outcome::Failure);
+        assert_eq!(breaker.state(later), BreakerState::Closed);
+        end(&breaker, later, Outcome::Failure);
+        assert_eq!(breaker.admit(later).unwrap_err().retry_after, COOLDOWN);
+        for _ in 0..100 {
+            breaker.reset(later);
+            (0..3).for_each(|_| end(&breaker, later, Outcome::Failure));
+        }
+        assert_eq!(breaker.changes().len(), REMEMBERED);
     }
 
     #[test]

@@ -136,6 +136,10 @@ pub struct EmbeddingClient {
 }
 
 impl EmbeddingClient {
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     pub(crate) fn new(caller: Arc<Caller>, cache: Option<Arc<Cache>>) -> Self {
         let kept = cache.map(|cache| Arc::new(Kept::new(cache)));
         Self { caller, kept }

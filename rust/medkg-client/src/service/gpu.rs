@@ -219,6 +219,10 @@ pub struct GpuClient {
 }
 
 impl GpuClient {
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     pub(crate) fn new(caller: Arc<Caller>) -> Self {
         Self { caller }
     }

@@ -100,6 +100,10 @@ pub struct RerankingClient {
 }
 
 impl RerankingClient {
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     pub(crate) fn new(caller: Arc<Caller>) -> Self {
         Self { caller }
     }

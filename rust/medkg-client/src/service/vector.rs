@@ -67,6 +67,10 @@ pub struct VectorClient {
 }
 
 impl VectorClient {
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
     pub(crate) fn new(caller: Arc<Caller>) -> Self {
         Self { caller }
     }
