@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from .authority import Authority
+
 ONLY_VECTOR: dict[str, Any] = {"services": ("vector",), "embedding_models": {}, "reranking_models": {}}
 DAMAGED, NO_INPUT, UNAVAILABLE, CANNOT_CREATE, USAGE, INTERRUPTED = 65, 66, 69, 73, 64, 130
 
@@ -395,3 +397,25 @@ def test_a_backup_needs_a_root(start_server: Callable[..., LocalServer], gpu_ser
     command = [str(gpu_server_binary), "backup", "--admin", f"http://{line['address']}", "--to", "x"]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (refused.returncode, "--backup-root" in refused.stderr) == (USAGE, True)
+
+
+def test_an_operator_shows_a_certificate_where_the_server_wants_one(
+    start_server: Callable[..., LocalServer], gpu_server_binary: Path, authority: Authority, tmp_path: Path
+) -> None:
+    certificate, key = authority.issue("serves")
+    (tmp_path / "backups").mkdir()
+    tls = ["--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", authority.certificate]
+    listen = ["--admin-listen", "127.0.0.1:0", "--backup-root", tmp_path / "backups"]
+    server = start_server(
+        arguments=[str(part) for part in (*tls, *listen)], wait=False, data_dir=tmp_path / "data", **ONLY_VECTOR
+    )
+    eventually(lambda: any("collections ready" in str(line.get("message")) for line in server.events()))
+    own, own_key = authority.issue("operator")
+    site = Site(server, gpu_server_binary, tmp_path / "data", tmp_path / "backups")
+    site.admin = site.admin.replace("http://", "https://")
+    plain = ("--tls-ca", str(authority.certificate))
+    assert site.backup("one", *plain).returncode == UNAVAILABLE
+    shown = (*plain, "--tls-cert", str(own), "--tls-key", str(own_key))
+    made = site.backup("one", *shown)
+    assert made.returncode == 0, made.stderr
+    assert [path.name for path in site.backups.iterdir()] == ["one"]

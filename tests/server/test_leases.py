@@ -6,13 +6,14 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import numpy as np
 import pytest
 
 import medkg
 from medkg.local import LocalServer
 
-from .operators import eventually
+from .operators import Operated, eventually
 from .played import NUMBER, PlayedGpu
 from .test_gpu_truth import GIB, GPU, MIG, gpu
 
@@ -265,6 +266,30 @@ def test_a_model_that_does_not_fit_beside_the_others_says_what_holds_the_memory(
     assert 'model "medkg-reranker-minilm"' in str(refused.value)
     lease = client(server, "a").allocate(MIB)
     assert lease.memory_bytes == MIB
+
+
+def test_a_model_is_not_loaded_into_memory_that_is_leased(
+    lend: Callable[..., LocalServer], reranker_dir: Path, tmp_path: Path, wire: Any, open_channel: Any
+) -> None:
+    name = "medkg-reranker-minilm"
+    server = lend(
+        PlayedGpu(tmp_path, total=512 * MIB),
+        *("--admin-listen", "127.0.0.1:0"),
+        services=("gpu", "reranking"),
+        reranking_models={name: reranker_dir},
+    )
+    [admin] = [line["address"] for line in server.events() if str(line.get("message")).startswith("operators are")]
+    with grpc.insecure_channel(str(admin)) as operators:
+        operated = Operated(wire, server, open_channel(server), operators)
+        operated.unload(name, role="reranking")
+        mine = client(server, "a")
+        lease = mine.allocate(510 * MIB)
+        refusal = operated.refused(lambda: operated.load(name, role="reranking"))
+        assert refusal.reason == "GPU_MEMORY_EXHAUSTED"
+        assert f"leases hold {510 * MIB}" in refusal.message
+        mine.release(lease.lease_id)
+        operated.load(name, role="reranking")
+        assert operated.score("dose", "The dose was 5 mg.") == operated.score("dose", "The dose was 5 mg.")
 
 
 def audit(server: LocalServer, outcome: str | None = None) -> list[dict[str, Any]]:
