@@ -23,9 +23,11 @@ class Native(Protocol):
 
     def endpoints(self) -> list[EndpointInfo]:
         """What is known of the servers."""
+        ...
 
     def reset_breakers(self, address: str | None) -> int:
         """Close breakers; how many were not closed."""
+        ...
 
     def close(self) -> None:
         """Let the connections go."""

@@ -55,7 +55,7 @@ impl Usage {
 
 impl Usage {
     /// Adds what another part of the call cost.
-    pub(crate) fn merge(&mut self, other: Self) {
+    pub(crate) fn merge(&mut self, other: &Self) {
         let mut devices: Vec<&str> = self.device.split(',').filter(|device| !device.is_empty()).collect();
         devices.extend(
             other

@@ -172,7 +172,7 @@ impl EmbeddingClient {
         }
         let keys = some.iter().map(|&at| job.distinct.keys[at].clone());
         job.kept.cache.put(keys.zip(entries).collect());
-        spent.take(answer, some.len());
+        spent.take(&answer, some.len());
         if let Some(progress) = job.progress {
             progress(
                 job.total - job.distinct.which.iter().filter(|&&at| rows[at].is_none()).count(),
@@ -184,13 +184,12 @@ impl EmbeddingClient {
 
     /// The model that a call means; None if there is none of that name.
     async fn model_of(&self, kept: &Kept, call: &Call, how: &How) -> Result<Option<ModelInfo>, ClientError> {
-        let models = match kept.believed() {
-            Some(models) => models,
-            None => {
-                let told = self.models_of(call).await?;
-                kept.believe(Some(told));
-                kept.believed().unwrap_or_default()
-            }
+        let models = if let Some(models) = kept.believed() {
+            models
+        } else {
+            let told = self.models_of(call).await?;
+            kept.believe(Some(told));
+            kept.believed().unwrap_or_default()
         };
         let found = match how.model.as_deref().filter(|name| !name.is_empty()) {
             Some(name) => models.iter().find(|model| model.name == name),
@@ -276,9 +275,9 @@ struct Spent {
 }
 
 impl Spent {
-    fn take(&mut self, answer: Embeddings, texts: usize) {
+    fn take(&mut self, answer: &Embeddings, texts: usize) {
         self.texts += texts;
-        self.usage.merge(answer.usage);
+        self.usage.merge(&answer.usage);
     }
 
     /// The answer, out of an entry for each distinct text.
