@@ -215,7 +215,13 @@ impl Sources {
             "collection_memory",
             "Bytes on the device that the collections take, spare capacity included",
             Some(&Unit::Bytes),
-            totals.device_bytes,
+            totals.memory.device,
+        )?;
+        gauges.one(
+            "collection_sparse_index",
+            "Bytes on the host that the indexes of sparse vectors take, spare capacity included",
+            Some(&Unit::Bytes),
+            totals.memory.sparse_index,
         )?;
         let usage = collections.usage();
         let counts = usage.counts();

@@ -332,10 +332,17 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
         return await self._native.tenant_statistics(resolve(**call))
 
     async def check_recall(
-        self, name: str, *, sample: int = 32, k: int = 10, seed: int = 0, **call: Unpack[CallOptions]
+        self,
+        name: str,
+        *,
+        sample: int = 32,
+        k: int = 10,
+        seed: int = 0,
+        sparse: bool = False,
+        **call: Unpack[CallOptions],
     ) -> RecallReport:
         """As :meth:`medkg.VectorClient.check_recall`."""
-        return await self._native.check_recall(resolve(**call), name, (sample, k, seed))
+        return await self._native.check_recall(resolve(**call), name, (sample, k, seed, sparse))
 
 
 class AsyncGpuClient(AsyncClient[native.AsyncGpu]):

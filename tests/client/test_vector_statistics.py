@@ -38,6 +38,18 @@ def names(count: int) -> list[str]:
     return [f"{row:05}" for row in range(count)]
 
 
+TERMS = 200
+
+
+def terms(count: int, seed: int = 0) -> medkg.SparseVectors:
+    """Rows of up to 11 terms, also of none, with weights of both signs."""
+    random = np.random.default_rng(seed)
+    each = [np.sort(random.choice(TERMS, size=size, replace=False)) for size in random.integers(0, 12, size=count)]
+    indptr = np.cumsum([0, *map(len, each)])
+    weights = random.choice([-1, 1], size=indptr[-1]) * random.uniform(0.1, 2, size=indptr[-1])
+    return medkg.SparseVectors(indptr, np.concatenate(each).astype(np.int32), weights.astype(np.float32))
+
+
 def test_what_is_done_to_a_collection_is_counted(watched: LocalServer, data: Path) -> None:
     with medkg.connect(address=watched.address, tenant="counted") as services:
         before = dt.datetime.now(dt.timezone.utc)
@@ -88,6 +100,36 @@ def test_a_tenant_is_told_the_sums_of_its_own_collections(watched: LocalServer) 
         longest = [one.usage.search_latency.max for one in each if one.usage.search_latency]
         assert told.usage.search_latency.max == max(longest)
         assert services.vector.tenant_statistics(tenant="summed-too").points == 7
+
+
+def test_the_memory_of_the_sparse_index_is_told(
+    start_server: Callable[..., LocalServer], tmp_path: Path, watched: LocalServer
+) -> None:
+    only: dict[str, Any] = {"services": ("vector",), "embedding_models": {}, "reranking_models": {}}
+    server = start_server(data_dir=tmp_path / "data", **only)
+    told = []
+    with medkg.connect(address=server.address, tenant="words") as services:
+        for name in ("a", "b"):
+            services.vector.create_collection(name, 2, sparse_dimension=TERMS)
+        services.vector.create_collection("dense", 2)
+        services.vector.upsert("dense", names(9), rows(9, 2))
+        for count in (1_000, 20_000):
+            sparse = terms(count)
+            services.vector.upsert("a", names(count), rows(count, 2), sparse=sparse)
+            told.append(services.vector.statistics("a").sparse_index_bytes)
+            # 8 bytes for each term of each point, and at most the spare room of lists that double.
+            assert 8 * len(sparse.indices) <= told[-1] < 64 * len(sparse.indices)
+        services.vector.upsert("b", names(10), rows(10, 2), sparse=terms(10))
+        each = [services.vector.statistics(name).sparse_index_bytes for name in ("a", "b", "dense")]
+        assert each[0] > each[1] > each[2] == 0
+        assert services.vector.tenant_statistics().sparse_index_bytes == sum(each)
+    assert told[0] < told[1]
+    server.stop()
+    # It is built anew with the view.
+    server = start_server(data_dir=tmp_path / "data", **only)
+    with medkg.connect(address=server.address, tenant="words") as services:
+        assert 8 * len(terms(20_000).indices) <= services.vector.statistics("a").sparse_index_bytes <= each[0]
+    server.stop()
 
 
 def test_damaged_collections_are_named_to_their_tenant(
@@ -152,6 +194,34 @@ def test_a_check_finds_what_rounded_vectors_miss(watched: LocalServer) -> None:
             assert np.any(np.array(found) < best - 1e-6) or np.any(np.diff(found) > 1e-6), name
 
 
+def test_search_by_sparse_vectors_has_full_recall(watched: LocalServer) -> None:
+    count = 3_000
+    sparse = terms(count, seed=2)
+    dense = np.zeros((count, TERMS))
+    for row in range(count):
+        part = slice(sparse.indptr[row], sparse.indptr[row + 1])
+        dense[row, sparse.indices[part]] = sparse.values[part]
+    alike = (dense != 0).astype(int) @ (dense != 0).astype(int).T > 0
+    with medkg.connect(address=watched.address, tenant="recall-sparse") as services:
+        services.vector.create_collection("c", 4, sparse_dimension=TERMS)
+        services.vector.upsert("c", names(count), rows(count, 4), sparse=terms(count, seed=9))
+        services.vector.upsert("c", names(count), rows(count, 4), sparse=sparse)
+        searches = services.vector.statistics("c").usage.searches
+        report = services.vector.check_recall("c", sample=50, k=20, seed=3, sparse=True)
+        with_terms = int(alike.diagonal().sum())
+        assert 0 < with_terms < count
+        assert report == medkg.RecallReport(1.0, 1000, 1000, 50, 0, [], with_terms)
+        assert services.vector.statistics("c").usage.searches == searches, "a check is no caller's search"
+        # Both kinds are checked apart from each other.
+        assert services.vector.check_recall("c", sample=50, k=20, seed=3).points == count
+        # Where few share a term, those few are all that is expected.
+        services.vector.delete("c", names(count)[200:])
+        few = services.vector.check_recall("c", sample=1_000, k=100, sparse=True)
+        assert few.expected == np.minimum(alike[:200, :200].sum(axis=1), 100).sum()
+        assert (few.recall, few.mismatches) == (1.0, 0)
+        assert few.queries == few.points == alike[:200, :200].diagonal().sum()
+
+
 def test_an_empty_collection_and_wrong_arguments(watched: LocalServer) -> None:
     with medkg.connect(address=watched.address, tenant="empty") as services:
         services.vector.create_collection("c", 4)
@@ -163,6 +233,13 @@ def test_an_empty_collection_and_wrong_arguments(watched: LocalServer) -> None:
             services.vector.check_recall("c", k=101)
         with pytest.raises(medkg.CollectionNotFoundError):
             services.vector.check_recall("nothing")
+        with pytest.raises(medkg.VectorValidationError) as caught:
+            services.vector.check_recall("c", sparse=True)
+        assert caught.value.field_violations[0][0] == "sparse"
+        services.vector.create_collection("s", 4, sparse_dimension=9)
+        services.vector.upsert("s", ["without"], rows(1, 4))
+        report = services.vector.check_recall("s", sparse=True)
+        assert (report.recall, report.queries, report.points) == (1.0, 0, 0)
 
 
 def test_a_check_ends_with_its_deadline_and_writes_go_on_afterwards(watched: LocalServer) -> None:
@@ -184,19 +261,21 @@ def test_a_check_is_right_while_points_are_written(watched: LocalServer) -> None
             turn = 0
             while not stop.is_set():
                 turn += 1
-                own.vector.upsert("c", names(200), rows(200, 32, seed=100 + turn))
+                own.vector.upsert("c", names(200), rows(200, 32, seed=100 + turn), sparse=terms(200, seed=turn))
                 own.vector.delete("c", [f"{row:05}" for row in range(200, 220)])
-                own.vector.upsert("c", [f"{row:05}" for row in range(200, 220)], vectors[200:220])
+                own.vector.upsert(
+                    "c", [f"{row:05}" for row in range(200, 220)], vectors[200:220], sparse=terms(20, seed=turn)
+                )
                 written.append(turn)
 
     with medkg.connect(address=watched.address, tenant="busy") as services:
-        services.vector.create_collection("c", 32, "dot")
-        services.vector.upsert("c", names(2_000), vectors)
+        services.vector.create_collection("c", 32, "dot", sparse_dimension=TERMS)
+        services.vector.upsert("c", names(2_000), vectors, sparse=terms(2_000))
         writer = threading.Thread(target=write)
         writer.start()
         try:
-            for seed in range(5):
-                report = services.vector.check_recall("c", sample=40, seed=seed, timeout=120)
+            for seed in range(8):
+                report = services.vector.check_recall("c", sample=40, seed=seed, sparse=seed % 2 == 1, timeout=120)
                 assert report.mismatches == 0, report
         finally:
             stop.set()
@@ -211,6 +290,8 @@ def test_the_awaitable_twins(watched: LocalServer) -> None:
             await services.vector.upsert("c", names(10), rows(10, 4))
             assert (await services.vector.tenant_statistics()).points == 10
             assert (await services.vector.check_recall("c", sample=4, k=2)).expected == 8
+            with pytest.raises(medkg.VectorValidationError, match="sparse"):
+                await services.vector.check_recall("c", sparse=True)
             assert (await services.vector.statistics("c")).usage.upserted_points == 10
 
     asyncio.run(ask())

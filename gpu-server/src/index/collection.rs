@@ -195,7 +195,7 @@ impl Collection {
         self.shared.store.disk_bytes()
     }
 
-    /// What was done to it since the start, and what it takes on the device.
+    /// What was done to it since the start, and what memory it takes.
     pub fn usage(&self) -> &Usage {
         &self.shared.usage
     }
@@ -408,11 +408,11 @@ impl Shared {
         self.growth.exactly(count)?;
         let built = self.engine.run_owed(move |views| {
             views.build(key, properties, &ids, &points.vectors, &points.sparse)?;
-            Ok(views.get(key)?.device_bytes())
+            Ok(views.get(key)?.memory())
         });
-        let device_bytes = built.await?;
-        self.growth.settle(device_bytes);
-        self.usage.set_device_bytes(device_bytes);
+        let memory = built.await?;
+        self.growth.settle(memory.device);
+        self.usage.set_memory(memory);
         self.set_shown(Some(generation));
         self.set_fields(Vec::new());
         self.points.store(count, Ordering::Release);

@@ -106,10 +106,12 @@ fn numbered(number: i8) -> Filter {
 
 fn score(metric: Metric, a: [i8; DIMENSION], b: [i8; DIMENSION]) -> f64 {
     let pairs = a.into_iter().zip(b).map(|(x, y)| (f64::from(x), f64::from(y)));
-    match metric {
+    let score = match metric {
         Metric::L2 => -pairs.map(|(x, y)| (x - y).powi(2)).sum::<f64>().sqrt(),
         _ => pairs.map(|(x, y)| x * y).sum(),
-    }
+    };
+    // One zero of the two, which `total_cmp` tells apart: they are equal scores.
+    score + 0.0
 }
 
 /// What a search should find: id, score and payload.

@@ -31,7 +31,7 @@ use crate::error::Error;
 use collection::{Alarm, Collection};
 
 use store::{Properties, Store, UNFINISHED};
-use usage::Usage;
+use usage::{Memory, Usage};
 
 /// Ending of a file that is being restored.
 const RESTORING: &str = ".restoring";
@@ -63,8 +63,8 @@ pub struct Totals {
     pub damaged: u64,
     /// Points in those that answer.
     pub points: u64,
-    /// Bytes of their views on the device.
-    pub device_bytes: u64,
+    /// What their views take.
+    pub memory: Memory,
 }
 
 /// Some collections, in the order of tenant and name.
@@ -165,7 +165,7 @@ impl Collections {
                 Ok(collection) => {
                     totals.served += 1;
                     totals.points += collection.points();
-                    totals.device_bytes += collection.usage().device_bytes();
+                    totals.memory += collection.usage().memory();
                 }
                 Err(_) => totals.damaged += 1,
             }

@@ -1,18 +1,22 @@
 //! Whether search is right: what it returns, against the exact nearest points in float64, computed on the host from the file's
-//! vectors.
+//! vectors, dense or sparse.
 //!
 //! The sample is drawn from the stored points. Searches run on the device like all others; the comparison runs in one thread
 //! beside the lanes, part by part, so that memory does not grow with the collection. Writes wait only from the moment that
 //! the file's state is fixed until the searches have answered: both then speak of the same points.
 
-use std::collections::HashMap;
+mod exact;
+
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use super::sparse::Rows;
 use super::store::scan::{Part, Scan};
-use super::store::{Metric, Store, floats};
+use super::store::{Store, floats};
 use crate::error::Error;
+use exact::{Drawn, Exact};
 
 /// Scores nearer to each other than this are equal.
 pub const TOLERANCE: f64 = 1e-6;
@@ -21,11 +25,14 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// Mismatched queries that are named.
 const NAMED: usize = 20;
 /// Points that are compared at once.
-const PART: Scan = Scan {
-    payloads: false,
-    part_bytes: 1024 * 1024,
-    part_points: 4_096,
-};
+const fn parts(check: Check) -> Scan {
+    Scan {
+        payloads: false,
+        sparse: check.sparse,
+        part_bytes: 1024 * 1024,
+        part_points: 4_096,
+    }
+}
 
 /// What to check.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +41,8 @@ pub struct Check {
     pub sample: usize,
     /// Nearest points that are compared for each.
     pub k: usize,
+    /// Whether search by sparse vectors is checked, instead of that by dense ones.
+    pub sparse: bool,
     /// Chooses the sample.
     pub seed: u64,
 }
@@ -51,7 +60,7 @@ pub struct Recall {
     pub mismatches: usize,
     /// The ids of the first of them.
     pub mismatched: Vec<String>,
-    /// Points that each query was compared with.
+    /// Points that each query was compared with: those that have a vector of the kind.
     pub points: u64,
 }
 
@@ -97,32 +106,32 @@ impl Limit {
 }
 
 /// Points that are taken as queries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sample {
     /// Their ids.
     pub ids: Vec<String>,
-    /// Row-major [ids, dimension].
-    pub vectors: Vec<f32>,
+    /// One vector for each.
+    pub vectors: Drawn,
 }
 
 /// What search returned for one query, best first.
 pub type Returned = Vec<Arc<str>>;
 
-/// Draws a sample, each point as likely as another one: those whose id has the smallest hash under the seed. The same
-/// points give the same sample, however they lie in the file.
+/// Draws a sample, each point that has such a vector as likely as another one: those whose id has the smallest hash under
+/// the seed. The same points give the same sample, however they lie in the file.
 ///
 /// # Errors
 /// [`Error::DeadlineExpired`], [`Error::Internal`] naming the file.
 pub fn draw(store: &Store, check: Check, limit: &Limit) -> Result<Sample, Error> {
-    let dimension = store.properties.dimension;
-    let mut chosen: std::collections::BTreeMap<(u64, String), Vec<f32>> = std::collections::BTreeMap::new();
+    let bytes = store.properties.dimension * size_of::<f32>();
+    // Rows as they are in the file.
+    let mut chosen: BTreeMap<(u64, String), Vec<u8>> = BTreeMap::new();
     let take = |part: Part| {
         limit.check()?;
-        for (id, row) in part
-            .ids
-            .into_iter()
-            .zip(part.vectors.chunks_exact(dimension * size_of::<f32>()))
-        {
+        for (at, id) in part.ids.into_iter().enumerate() {
+            if check.sparse && part.sparse.row(at).0.is_empty() {
+                continue;
+            }
             let place = (hash(check.seed, &id), id);
             if chosen.len() == check.sample {
                 match chosen.last_key_value() {
@@ -130,17 +139,27 @@ pub fn draw(store: &Store, check: Check, limit: &Limit) -> Result<Sample, Error>
                     _ => continue,
                 }
             }
-            chosen.insert(place, floats(row).collect());
+            let row = if check.sparse {
+                part.sparse.to_bytes(at)
+            } else {
+                part.vectors[at * bytes..][..bytes].to_vec()
+            };
+            chosen.insert(place, row);
         }
         Ok(())
     };
-    store.scan(PART, || Ok(()), take)?;
-    let mut sample = Sample::default();
-    for ((_, id), vector) in chosen {
-        sample.ids.push(id);
-        sample.vectors.extend(vector);
-    }
-    Ok(sample)
+    store.scan(parts(check), || Ok(()), take)?;
+    let (ids, rows): (Vec<String>, Vec<Vec<u8>>) = chosen.into_iter().map(|((_, id), row)| (id, row)).unzip();
+    let vectors = if check.sparse {
+        let mut all = Rows::default();
+        for row in &rows {
+            all.push_bytes(row);
+        }
+        Drawn::Sparse(all)
+    } else {
+        Drawn::Dense(rows.iter().flat_map(|row| floats(row)).collect())
+    };
+    Ok(Sample { ids, vectors })
 }
 
 /// FNV-1a, finished as `MurmurHash3` does: it need not resist anybody, only spread.
@@ -155,17 +174,15 @@ fn hash(seed: u64, id: &str) -> u64 {
     hash ^ (hash >> 33)
 }
 
-/// One query, and what is known so far about its nearest points.
-struct Query {
-    /// Scaled to unit length under cosine.
-    vector: Vec<f64>,
+/// What is known so far about the nearest points of one query.
+struct Nearest {
     /// The k best scores so far, in no order.
     best: Vec<f64>,
     /// The least of them, once there are k.
     least: f64,
 }
 
-impl Query {
+impl Nearest {
     fn offer(&mut self, score: f64, k: usize) {
         if self.best.len() < k {
             self.best.push(score);
@@ -194,17 +211,12 @@ pub fn compare(
     limit: &Limit,
     begun: impl FnOnce() -> Result<Vec<Returned>, Error>,
 ) -> Result<Recall, Error> {
-    let (dimension, metric) = (store.properties.dimension, store.properties.metric);
-    let wide = |row: &[f32]| scaled(row.iter().map(|&value| f64::from(value)).collect(), metric);
-    let mut queries: Vec<Query> = sample
-        .vectors
-        .chunks_exact(dimension)
-        .map(|row| Query {
-            vector: wide(row),
-            best: Vec::with_capacity(check.k),
-            least: f64::NEG_INFINITY,
-        })
-        .collect();
+    let mut exact = Exact::new(&sample.vectors, store.properties);
+    let none = |_| Nearest {
+        best: Vec::with_capacity(check.k),
+        least: f64::NEG_INFINITY,
+    };
+    let mut nearest: Vec<Nearest> = (0..exact.len()).map(none).collect();
     let returned = std::cell::OnceCell::new();
     let mut wanted: HashMap<Arc<str>, Vec<(usize, usize)>> = HashMap::new();
     let mut scores: Vec<Vec<f64>> = Vec::new();
@@ -223,43 +235,33 @@ pub fn compare(
                 }
             }
         }
-        for (id, row) in part
-            .ids
-            .iter()
-            .zip(part.vectors.chunks_exact(dimension * size_of::<f32>()))
-        {
+        for (at, id) in part.ids.iter().enumerate() {
             limit.check()?;
-            let row = scaled(floats(row).map(f64::from).collect(), metric);
-            points += 1;
             let asked = wanted.get(id.as_str()).map_or(&[][..], Vec::as_slice);
-            for (at, query) in queries.iter_mut().enumerate() {
-                let exact = nearness(&query.vector, &row, metric);
-                query.offer(exact, check.k);
-                for &(_, rank) in asked.iter().filter(|(of, _)| *of == at) {
-                    scores[at][rank] = exact;
+            let has_one = exact.scores(&part, at, |query, score| {
+                nearest[query].offer(score, check.k);
+                for &(_, rank) in asked.iter().filter(|(of, _)| *of == query) {
+                    scores[query][rank] = score;
                 }
-            }
+            });
+            points += u64::from(has_one);
         }
         Ok(())
     };
-    store.scan(PART, fixed, take)?;
+    store.scan(parts(check), fixed, take)?;
     let mut recall = Recall {
         points,
         ..Recall::default()
     };
-    for (at, query) in queries.iter().enumerate() {
-        judge(
-            &mut recall,
-            &sample.ids[at],
-            query,
-            scores.get(at).map_or(&[], Vec::as_slice),
-        );
+    for (at, nearest) in nearest.iter().enumerate() {
+        let scores = scores.get(at).map_or(&[][..], Vec::as_slice);
+        judge(&mut recall, &sample.ids[at], nearest, scores);
     }
     Ok(recall)
 }
 
 /// `scores` are the exact ones of what search returned, in its order; minus infinity for what is no point.
-fn judge(recall: &mut Recall, id: &str, query: &Query, scores: &[f64]) {
+fn judge(recall: &mut Recall, id: &str, query: &Nearest, scores: &[f64]) {
     let least = query.best.iter().copied().fold(f64::INFINITY, f64::min);
     let found = scores
         .iter()
@@ -281,45 +283,6 @@ fn judge(recall: &mut Recall, id: &str, query: &Query, scores: &[f64]) {
             recall.mismatched.push(id.to_owned());
         }
     }
-}
-
-fn scaled(mut row: Vec<f64>, metric: Metric) -> Vec<f64> {
-    if metric == Metric::Cosine {
-        let length = dot(&row, &row).sqrt();
-        for value in &mut row {
-            *value /= length;
-        }
-    }
-    row
-}
-
-fn nearness(query: &[f64], row: &[f64], metric: Metric) -> f64 {
-    match metric {
-        Metric::Cosine | Metric::Dot => dot(query, row),
-        Metric::L2 => -sum(query, row, |a, b| (a - b) * (a - b)).sqrt(),
-    }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    sum(a, b, |a, b| a * b)
-}
-
-/// In eight partial sums, which the compiler can keep in vector registers.
-fn sum(a: &[f64], b: &[f64], term: impl Fn(f64, f64) -> f64) -> f64 {
-    let mut sums = [0.0; 8];
-    let (left, right) = (a.chunks_exact(8), b.chunks_exact(8));
-    let rest: f64 = left
-        .remainder()
-        .iter()
-        .zip(right.remainder())
-        .map(|(&a, &b)| term(a, b))
-        .sum();
-    for (a, b) in left.zip(right) {
-        for lane in 0..8 {
-            sums[lane] += term(a[lane], b[lane]);
-        }
-    }
-    sums.iter().sum::<f64>() + rest
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Tests of the comparison itself: what is right, what is wrong, and when it ends.
 
 use super::*;
-use crate::index::store::{Points, Properties, Storage};
+use crate::index::store::{Metric, Points, Properties, Storage};
 
 fn store(folder: &std::path::Path, metric: Metric, vectors: &[[f32; 2]]) -> Store {
     let properties = Properties {
@@ -28,6 +28,7 @@ fn forever() -> (Limit, Waiting) {
 const CHECK: Check = Check {
     sample: 1,
     k: 2,
+    sparse: false,
     seed: 0,
 };
 
@@ -35,7 +36,7 @@ const CHECK: Check = Check {
 fn told(store: &Store, ids: &[&str]) -> Recall {
     let sample = Sample {
         ids: vec!["query".to_owned()],
-        vectors: vec![1.0, 0.0],
+        vectors: Drawn::Dense(vec![1.0, 0.0]),
     };
     let returned = vec![ids.iter().map(|id| Arc::from(*id)).collect()];
     let (limit, _waiting) = forever();
@@ -103,12 +104,20 @@ fn a_sample_is_the_same_for_a_seed_and_another_one_for_another() {
     let vectors: Vec<[f32; 2]> = (0..500).map(|i: u16| [f32::from(i), 1.0]).collect();
     let store = store(folder.path(), Metric::Dot, &vectors);
     let (limit, _waiting) = forever();
-    let drawn = |seed| draw(&store, Check { sample: 50, k: 1, seed }, &limit).unwrap();
+    let check = |seed| Check {
+        sample: 50,
+        seed,
+        ..CHECK
+    };
+    let drawn = |seed| draw(&store, check(seed), &limit).unwrap();
     let sample = drawn(7);
     assert_eq!(sample.ids, drawn(7).ids);
     assert_ne!(sample.ids, drawn(8).ids);
     assert_eq!(sample.ids.len(), 50);
-    for (id, vector) in sample.ids.iter().zip(sample.vectors.chunks_exact(2)) {
+    let Drawn::Dense(rows) = &sample.vectors else {
+        panic!("{sample:?}")
+    };
+    for (id, vector) in sample.ids.iter().zip(rows.chunks_exact(2)) {
         let row: usize = id[1..].parse().unwrap();
         assert_eq!(vector, vectors[row], "{id}");
     }
@@ -134,16 +143,84 @@ fn it_ends_with_the_deadline_and_with_its_caller() {
     assert!(matches!(draw(&store, CHECK, &left), Err(Error::DeadlineExpired)));
 }
 
-#[test]
-fn sums_in_parts_are_the_sum() {
-    for length in [0, 1, 7, 8, 9, 384, 385] {
-        let a: Vec<f64> = (0..length).map(|i| f64::from(i) + 1.0).collect();
-        let b: Vec<f64> = (0..length).map(|i| f64::from(i * 2) - 3.0).collect();
-        let plain = 0.0 + a.iter().zip(&b).map(|(a, b)| a * b).sum::<f64>();
-        assert_eq!(
-            dot(&a, &b).to_bits(),
-            plain.to_bits(),
-            "integers are exact in any order"
-        );
+/// Points p0, p1, … of one term each, with these weights; 0 is no sparse vector.
+fn sparse_store(folder: &std::path::Path, weights: &[f32]) -> Store {
+    let properties = Properties {
+        dimension: 1,
+        metric: Metric::Cosine,
+        storage: Storage::F32,
+        sparse_dimension: 9,
+    };
+    let store = Store::create(&folder.join("c.redb"), properties).unwrap();
+    let mut ends = Vec::new();
+    let mut values = Vec::new();
+    for &weight in weights {
+        values.extend(Some(weight).filter(|weight| *weight != 0.0));
+        ends.push(values.len());
     }
+    let points = Points {
+        ids: (0..weights.len()).map(|i| format!("p{i}")).collect(),
+        vectors: bytemuck::cast_slice(&vec![1.0_f32; weights.len()]).to_vec().into(),
+        payloads: Vec::new(),
+        sparse: Rows::try_new(ends, vec![4; values.len()], values).unwrap(),
+    };
+    store.write(&points, || Ok(())).unwrap();
+    store
+}
+
+#[test]
+fn only_points_with_a_sparse_vector_are_drawn_and_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sparse_store(folder.path(), &[0.0, 2.0, 0.0, 3.0, -1.0]);
+    let (limit, _waiting) = forever();
+    let check = Check {
+        sample: 9,
+        k: 2,
+        sparse: true,
+        seed: 5,
+    };
+    let sample = draw(&store, check, &limit).unwrap();
+    let mut drawn = sample.ids.clone();
+    drawn.sort();
+    assert_eq!(drawn, ["p1", "p3", "p4"]);
+    let Drawn::Sparse(rows) = &sample.vectors else {
+        panic!("{sample:?}")
+    };
+    for (row, id) in sample.ids.iter().enumerate() {
+        let weight = [2.0, 3.0, -1.0][drawn.iter().position(|other| other == id).unwrap()];
+        assert_eq!(rows.row(row), (&[4][..], &[weight][..]), "{id}");
+    }
+    let told = |of: &dyn Fn(&str) -> Vec<&'static str>| {
+        let lists = sample.ids.iter().map(|id| of(id).into_iter().map(Arc::from).collect());
+        let returned: Vec<Returned> = lists.collect();
+        compare(&store, check, &sample, &limit, || Ok(returned)).unwrap()
+    };
+    // The negative query has the order the other way round.
+    let right = |id: &str| if id == "p4" { vec!["p4", "p1"] } else { vec!["p3", "p1"] };
+    let recall = told(&right);
+    assert_eq!(
+        (recall.expected, recall.found, recall.mismatches, recall.points),
+        (6, 6, 0, 3)
+    );
+    let recall = told(&|id| if id == "p1" { vec!["p3", "p4"] } else { right(id) });
+    assert_eq!((recall.found, recall.mismatched), (5, vec!["p1".to_owned()]));
+    // A point without a sparse vector is none that may be found, and one that is missing is missed.
+    let recall = told(&|id| if id == "p3" { vec!["p3", "p0"] } else { right(id) });
+    assert_eq!((recall.found, recall.mismatched), (5, vec!["p3".to_owned()]));
+    let recall = told(&|id| if id == "p3" { vec!["p3"] } else { right(id) });
+    assert_eq!((recall.found, recall.mismatched), (5, vec!["p3".to_owned()]));
+}
+
+#[test]
+fn queries_that_few_points_share_a_term_with_expect_those_few() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = sparse_store(folder.path(), &[0.0, 2.0, 0.0]);
+    let (limit, _waiting) = forever();
+    let check = Check { sparse: true, ..CHECK };
+    let sample = draw(&store, check, &limit).unwrap();
+    let recall = compare(&store, check, &sample, &limit, || Ok(vec![vec!["p1".into()]])).unwrap();
+    assert_eq!(
+        (recall.expected, recall.found, recall.mismatches, recall.points),
+        (1, 1, 0, 1)
+    );
 }

@@ -6,6 +6,7 @@
 //! when more than half of all terms are, they are swept out at once. That bounds memory, and makes a write cost what it writes.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -65,6 +66,18 @@ impl Rows {
         (&self.indices[start..end], &self.values[start..end])
     }
 
+    /// Some of the rows.
+    pub fn part(&self, rows: Range<usize>) -> Self {
+        let mut part = Self::default();
+        for row in rows {
+            let (indices, values) = self.row(row);
+            part.indices.extend_from_slice(indices);
+            part.values.extend_from_slice(values);
+            part.ends.push(part.indices.len());
+        }
+        part
+    }
+
     /// A row as it is kept in the file: its indices, then its values, little-endian.
     pub fn to_bytes(&self, row: usize) -> Vec<u8> {
         let (indices, values) = self.row(row);
@@ -96,6 +109,13 @@ struct Term {
     values: Vec<f32>,
 }
 
+impl Term {
+    /// Spare capacity included.
+    fn bytes(&self) -> usize {
+        self.slots.capacity() * size_of::<u32>() + self.values.capacity() * size_of::<f32>()
+    }
+}
+
 /// The inverted index of one collection. Points have the places of the view; a written vector has a slot, which stays the
 /// same while its point moves to another place.
 #[derive(Debug, Default)]
@@ -109,6 +129,8 @@ pub struct Postings {
     slots: Vec<u32>,
     living: usize,
     dead: usize,
+    /// What the lists of all terms take. Kept, because there may be as many terms as a vocabulary has words.
+    listed: usize,
 }
 
 impl Postings {
@@ -118,15 +140,13 @@ impl Postings {
         self.slots.iter().filter(|&&slot| slot != NONE).count()
     }
 
-    #[cfg(test)]
-    /// Bytes on the host that the terms take, spare capacity included.
+    /// Bytes on the host that it takes, spare capacity included.
     pub fn host_bytes(&self) -> usize {
-        let of_terms: usize = self
-            .terms
-            .values()
-            .map(|term| term.slots.capacity() * size_of::<u32>() + term.values.capacity() * size_of::<f32>())
-            .sum();
-        of_terms + (self.places.capacity() + self.lengths.capacity() + self.slots.capacity()) * size_of::<u32>()
+        // A table of hashbrown fills seven eighths of its places at most, and has a byte for each beside the entry.
+        let places = self.terms.capacity() * 8 / 7;
+        let table = places * (size_of::<(u32, Term)>() + 1);
+        let of_points = self.places.capacity() + self.lengths.capacity() + self.slots.capacity();
+        self.listed + table + of_points * size_of::<u32>()
     }
 
     /// `places[i]` has now row i, or no sparse vector if that has no terms. Places that are new follow each other at the end.
@@ -150,8 +170,10 @@ impl Postings {
             self.living += indices.len();
             for (&index, &value) in indices.iter().zip(values) {
                 let term = self.terms.entry(index).or_default();
+                let before = term.bytes();
                 term.slots.push(slot);
                 term.values.push(value);
+                self.listed += term.bytes() - before;
             }
         }
         self.sweep_if_due();
@@ -207,6 +229,7 @@ impl Postings {
             (term.slots, term.values) = kept.unzip();
             !term.slots.is_empty()
         });
+        self.listed = self.terms.values().map(Term::bytes).sum();
         (self.places, self.lengths, self.dead) = (places, lengths, 0);
     }
 

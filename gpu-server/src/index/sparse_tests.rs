@@ -131,6 +131,8 @@ proptest! {
             prop_assert_eq!(kept.index.living, terms);
             let lists: usize = kept.index.terms.values().map(|term| term.slots.len()).sum();
             prop_assert_eq!(kept.index.living + kept.index.dead, lists);
+            prop_assert_eq!(kept.index.listed, kept.index.terms.values().map(Term::bytes).sum::<usize>());
+            prop_assert!(kept.index.host_bytes() >= lists * 8 + kept.ids.len() * 4);
             prop_assert_eq!(kept.index.points(), plain.values().filter(|vector| !vector.is_empty()).count());
         }
         let means = |id: &str| !filtered || id.ends_with(['0', '2']);

@@ -2,7 +2,6 @@
 //!
 //! Latencies go into an HDR histogram: quantiles within 1 %, in memory that does not grow with the calls.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -21,10 +20,26 @@ pub struct Usage {
     counts: Mutex<Counts>,
     /// Microseconds.
     latencies: Mutex<Histogram<u64>>,
-    /// Bytes of the view on the device; kept here so that nobody has to ask the device.
-    device_bytes: AtomicU64,
+    /// What the view takes; kept here so that nobody has to ask the lane that has it.
+    memory: Mutex<Memory>,
     /// What counts the same for all collections, also for those that are dropped.
     overall: Option<Arc<Self>>,
+}
+
+/// Bytes that views take, spare capacity included.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Of their vectors on the device.
+    pub device: u64,
+    /// Of the indexes of their sparse vectors, on the host.
+    pub sparse_index: u64,
+}
+
+impl std::ops::AddAssign for Memory {
+    fn add_assign(&mut self, other: Self) {
+        self.device += other.device;
+        self.sparse_index += other.sparse_index;
+    }
 }
 
 /// What was done. Only what succeeded is counted.
@@ -147,7 +162,7 @@ impl Usage {
         Ok(Self {
             counts: Mutex::default(),
             latencies: Mutex::new(histogram()?),
-            device_bytes: AtomicU64::new(0),
+            memory: Mutex::default(),
             overall,
         })
     }
@@ -193,14 +208,14 @@ impl Usage {
         });
     }
 
-    /// The view takes this many bytes now.
-    pub fn set_device_bytes(&self, bytes: u64) {
-        self.device_bytes.store(bytes, Ordering::Relaxed);
+    /// What the view takes now.
+    pub fn set_memory(&self, memory: Memory) {
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
     }
 
-    /// Bytes of the view on the device, spare capacity included.
-    pub fn device_bytes(&self) -> u64 {
-        self.device_bytes.load(Ordering::Relaxed)
+    /// What the view takes.
+    pub fn memory(&self) -> Memory {
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What was done so far.

@@ -15,6 +15,7 @@ use super::filter::{Cell, Field, Filter};
 use super::sparse::{Postings, Rows};
 use super::store::{Metric, Properties, Storage};
 use super::top::{keep_best, tile_top};
+use super::usage::Memory;
 use crate::error::Error;
 use crate::model::kernels::few_scores;
 use crate::model::pooling::normalize;
@@ -140,9 +141,13 @@ impl View {
         self.ids.len()
     }
 
-    /// Bytes on the device, spare capacity included.
-    pub fn device_bytes(&self) -> u64 {
-        u64::try_from(self.rows.numel() * self.kind.elt_size_in_bytes()).unwrap_or(u64::MAX)
+    /// What it takes.
+    pub fn memory(&self) -> Memory {
+        let rows = self.rows.numel() * self.kind.elt_size_in_bytes();
+        Memory {
+            device: u64::try_from(rows).unwrap_or(u64::MAX),
+            sparse_index: self.sparse.as_ref().map_or(0, |sparse| sparse.host_bytes() as u64),
+        }
     }
 
     /// The fields whose columns follow the writes.

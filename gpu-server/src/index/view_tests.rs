@@ -361,7 +361,7 @@ fn half_the_memory_and_the_scores_of_the_rounded_rows_summed_in_f32() {
         )
         .unwrap();
         upsert(&mut view, &names, &rows, Read::new());
-        assert_eq!(view.device_bytes(), (count * dimension * 2) as u64);
+        assert_eq!(view.memory().device, (count * dimension * 2) as u64);
         let ask = Ask {
             queries: Queries::Dense(query.clone()),
             k: 20,

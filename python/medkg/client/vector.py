@@ -208,7 +208,14 @@ class VectorClient(Client[native.Vector]):
         return self._native.tenant_statistics(resolve(**call))
 
     def check_recall(
-        self, name: str, *, sample: int = 32, k: int = 10, seed: int = 0, **call: Unpack[CallOptions]
+        self,
+        name: str,
+        *,
+        sample: int = 32,
+        k: int = 10,
+        seed: int = 0,
+        sparse: bool = False,
+        **call: Unpack[CallOptions],
     ) -> RecallReport:
         """Compare what search answers with the exact nearest points, which the server computes anew in float64.
 
@@ -221,10 +228,12 @@ class VectorClient(Client[native.Vector]):
             sample: Stored points that are taken as queries, 1 to 1,000; all of them, where there are fewer.
             k: Nearest points that are compared for each, 1 to 100.
             seed: Chooses the sample: the same one for the same points.
+            sparse: Check search by sparse vectors instead of that by dense ones; the queries are points that have one.
+                For collections with a ``sparse_dimension``.
             **call: See :class:`medkg.call_context.CallOptions`.
 
         Raises:
             CollectionNotFoundError: The tenant has no collection of that name.
             ServiceTimeoutError: The deadline passed before all was compared.
         """
-        return self._native.check_recall(resolve(**call), name, (sample, k, seed))
+        return self._native.check_recall(resolve(**call), name, (sample, k, seed, sparse))

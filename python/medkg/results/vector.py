@@ -207,6 +207,7 @@ class TenantStatistics:
         device_bytes: Device memory that their vectors take, spare capacity included.
         disk_bytes: Bytes of their files.
         usage: What was done to them.
+        sparse_index_bytes: The server's own memory that the indexes of their sparse vectors take.
     """
 
     collections: int
@@ -215,6 +216,7 @@ class TenantStatistics:
     device_bytes: int
     disk_bytes: int
     usage: CollectionUsage
+    sparse_index_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +258,7 @@ class CollectionStatistics:
         device: Where it is searched.
         usage: What was done to it.
         sparse_dimension: Elements of the sparse vectors that points may have; 0 if they have none.
+        sparse_index_bytes: The server's own memory that the index of its sparse vectors takes; 0 if there is none.
     """
 
     name: str
@@ -269,3 +272,4 @@ class CollectionStatistics:
     device: str
     usage: CollectionUsage
     sparse_dimension: int = 0
+    sparse_index_bytes: int = 0

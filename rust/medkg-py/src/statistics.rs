@@ -20,6 +20,7 @@ pub(crate) fn of_collection(py: Python<'_>, found: CollectionStatistics) -> PyRe
     fields.set_item("queries", found.usage.queries)?;
     fields.set_item("device", found.device)?;
     fields.set_item("usage", usage(py, &found.usage)?)?;
+    fields.set_item("sparse_index_bytes", found.sparse_index_bytes)?;
     Ok(results::class(py, "CollectionStatistics")?
         .call((), Some(&fields))?
         .unbind())
@@ -33,6 +34,7 @@ pub(crate) fn of_tenant(py: Python<'_>, found: TenantStatistics) -> PyResult<Py<
         found.device_bytes,
         found.disk_bytes,
         usage(py, &found.usage)?,
+        found.sparse_index_bytes,
     );
     Ok(results::class(py, "TenantStatistics")?.call1(fields)?.unbind())
 }

@@ -293,10 +293,21 @@ impl Vector {
     }
 
     /// See `VectorClient.check_recall`.
-    fn check_recall(&self, py: Python<'_>, call: CallTuple, name: String, how: (u32, u32, u64)) -> PyResult<Py<PyAny>> {
+    fn check_recall(
+        &self,
+        py: Python<'_>,
+        call: CallTuple,
+        name: String,
+        how: (u32, u32, u64, bool),
+    ) -> PyResult<Py<PyAny>> {
         let options = arguments(py, "CheckRecall").call(call)?;
-        let (sample, k, seed) = how;
-        let check = RecallCheck { sample, k, seed };
+        let (sample, k, seed, sparse) = how;
+        let check = RecallCheck {
+            sample,
+            k,
+            seed,
+            sparse,
+        };
         let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.vector().check_recall(name, check, &options).await };
         run(py, &process, self.mode, None, start, statistics::recall)

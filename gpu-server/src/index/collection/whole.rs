@@ -8,7 +8,6 @@ use tokio::sync::oneshot;
 
 use super::{Ask, Collection, View, blocking};
 use crate::error::Error;
-use crate::index::ask::Queries;
 use crate::index::recall::{self, Check, Limit, Recall};
 use crate::index::store::scan::{Part, Scan};
 
@@ -85,10 +84,10 @@ impl Collection {
         limit: &Limit,
     ) -> Result<Vec<recall::Returned>, Error> {
         let mut lists = Vec::with_capacity(sample.ids.len());
-        for queries in sample.vectors.chunks(CHECKED_AT_ONCE * self.properties.dimension) {
+        for queries in sample.vectors.parts(CHECKED_AT_ONCE, self.properties.dimension) {
             limit.check()?;
             let ask = Ask {
-                queries: Queries::Dense(queries.to_vec()),
+                queries,
                 k: check.k,
                 filter: None,
                 threshold: None,

@@ -96,19 +96,19 @@ impl Collection {
             let writing = blocking(move || write(&writer.store, &fields, ready));
             let (staged, written) = tokio::join!(staging, writing);
             if staged.is_err() || written.is_err() {
-                shared.growth.settle(shared.usage.device_bytes());
+                shared.growth.settle(shared.usage.memory().device);
             }
             let staged = staged?;
             let (written, found) = shared.stale_on_error(shared.noticed(written))?;
             let applied = shared.engine.run_owed(move |views| {
                 let view = views.get(key)?;
                 apply(view, staged, found)?;
-                Ok((view.len(), view.device_bytes(), view.fields()))
+                Ok((view.len(), view.memory(), view.fields()))
             });
-            let (points, device_bytes, fields) = shared.stale_on_error(applied.await)?;
-            shared.growth.settle(device_bytes);
+            let (points, memory, fields) = shared.stale_on_error(applied.await)?;
+            shared.growth.settle(memory.device);
             shared.set_fields(fields);
-            shared.usage.set_device_bytes(device_bytes);
+            shared.usage.set_memory(memory);
             shared.points.store(points, Ordering::Release);
             shared.set_shown(Some(written.generation));
             Ok(written.count)

@@ -9,6 +9,7 @@ use crate::error::Error;
 /// Points that are written in one transaction.
 const PART: Scan = Scan {
     payloads: true,
+    sparse: true,
     part_bytes: 32 * 1024 * 1024,
     part_points: 65_536,
 };

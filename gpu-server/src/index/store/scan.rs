@@ -15,15 +15,17 @@ pub struct Part {
     pub vectors: Vec<u8>,
     /// One per id, "" for none; empty if they were not asked for.
     pub payloads: Vec<String>,
-    /// One row per id in a collection with sparse vectors; empty if payloads were not asked for.
+    /// One row per id in a collection with sparse vectors; empty if they were not asked for.
     pub sparse: Rows,
 }
 
 /// How to read.
 #[derive(Debug, Clone, Copy)]
 pub struct Scan {
-    /// Whether payloads and sparse vectors are wanted.
+    /// Whether payloads are wanted.
     pub payloads: bool,
+    /// Whether sparse vectors are wanted.
+    pub sparse: bool,
     /// A part ends with the point that makes it as large as this, all that is read included.
     pub part_bytes: usize,
     /// A part has at most so many points.
@@ -57,6 +59,8 @@ impl Store {
                     let payload = payloads.read(id)?;
                     bytes += payload.len();
                     part.payloads.push(payload);
+                }
+                if scan.sparse {
                     bytes += sparse.add(id, &mut part.sparse)?;
                 }
                 part.ids.push(id.to_owned());
@@ -82,6 +86,7 @@ mod tests {
 
     const ALL: Scan = Scan {
         payloads: true,
+        sparse: true,
         part_bytes: 100,
         part_points: 7,
     };

@@ -22,6 +22,7 @@ use crate::service::status;
 /// A message of about 4 MiB: large enough to be quick, small beside what a message may have.
 const PART: Scan = Scan {
     payloads: true,
+    sparse: true,
     part_bytes: 4 * 1024 * 1024,
     part_points: 16_384,
 };

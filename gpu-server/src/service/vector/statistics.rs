@@ -7,7 +7,7 @@ use medkg_proto::v1;
 use super::{Vectors, describe};
 use crate::error::Error;
 use crate::index::recall::Check;
-use crate::index::usage::{Counts, Latencies};
+use crate::index::usage::{Counts, Latencies, Memory};
 use crate::service::device_id;
 
 const MAX_SAMPLE: u32 = 1_000;
@@ -24,15 +24,17 @@ impl Vectors {
         let handle = self.collections()?.get(tenant, collection)?;
         let found = handle.open()?;
         let (counts, mut latencies) = (found.usage().counts(), Latencies::try_new()?);
+        let memory = found.usage().memory();
         found.usage().add_latencies(&mut latencies);
         Ok(v1::GetCollectionStatisticsResponse {
             collection: Some(describe(collection, found.properties)),
             points: found.points(),
-            device_bytes: found.usage().device_bytes(),
+            device_bytes: memory.device,
             disk_bytes: found.disk_bytes(),
             queries: counts.queries,
             device: device_id(&self.engine).to_owned(),
             usage: Some(usage(counts, &latencies)),
+            sparse_index_bytes: memory.sparse_index,
         })
     }
 
@@ -43,15 +45,18 @@ impl Vectors {
             ..v1::GetTenantStatisticsResponse::default()
         };
         let (mut counts, mut latencies) = (Counts::default(), Latencies::try_new()?);
+        let mut memory = Memory::default();
         for (_, handle) in listed.served {
             let collection = handle.open()?;
             answer.collections += 1;
             answer.points += collection.points();
-            answer.device_bytes += collection.usage().device_bytes();
+            memory += collection.usage().memory();
             answer.disk_bytes += collection.disk_bytes();
             counts += collection.usage().counts();
             collection.usage().add_latencies(&mut latencies);
         }
+        answer.device_bytes = memory.device;
+        answer.sparse_index_bytes = memory.sparse_index;
         answer.usage = Some(usage(counts, &latencies));
         Ok(answer)
     }
@@ -64,9 +69,14 @@ impl Vectors {
     ) -> Result<v1::CheckRecallResponse, Error> {
         let handle = self.collections()?.get(tenant, &request.collection)?;
         let collection = handle.open()?;
+        if request.sparse && collection.properties.sparse_dimension == 0 {
+            let problem = "is true, but the collection keeps no sparse vectors; make one with a sparse_dimension";
+            return Err(Error::invalid("sparse", problem));
+        }
         let check = Check {
             sample: bounded("sample", request.sample, DEFAULT_SAMPLE, MAX_SAMPLE)?,
             k: bounded("k", request.k, DEFAULT_CHECKED_K, MAX_CHECKED_K)?,
+            sparse: request.sparse,
             seed: request.seed,
         };
         // One at a time: each takes a core for as long as it lasts.

@@ -3801,6 +3801,9 @@ pub struct GetCollectionStatisticsResponse {
     /// What was done to it since the server started.
     #[prost(message, optional, tag = "7")]
     pub usage: ::core::option::Option<CollectionUsage>,
+    /// Bytes of the server's own memory that the index of its sparse vectors takes, spare capacity included; 0 without any.
+    #[prost(uint64, tag = "8")]
+    pub sparse_index_bytes: u64,
 }
 /// What was done to collections since the server started. Only what succeeded is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3870,6 +3873,9 @@ pub struct GetTenantStatisticsResponse {
     /// What was done to them since the server started.
     #[prost(message, optional, tag = "6")]
     pub usage: ::core::option::Option<CollectionUsage>,
+    /// Bytes of the server's own memory that the indexes of their sparse vectors take, spare capacity included.
+    #[prost(uint64, tag = "7")]
+    pub sparse_index_bytes: u64,
 }
 /// Asks whether search is right.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -3886,13 +3892,18 @@ pub struct CheckRecallRequest {
     /// Chooses the sample: the same one for the same points.
     #[prost(uint64, tag = "4")]
     pub seed: u64,
+    /// If true, search by sparse vectors is checked, with the sparse vectors of stored points as queries; refused in a collection
+    /// without a sparse_dimension. If false, search by dense ones.
+    #[prost(bool, tag = "5")]
+    pub sparse: bool,
 }
 /// How search compares with float64. A point that search returned is right if its float64 score is at most 1e-6 below that of the
 /// k-th best one, and if those ranked after it have no score that is more than 1e-6 above its own. With storage f16 or bf16 search
 /// scores rounded vectors, so that points nearer to each other than the rounding may be missed: recall tells how many.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CheckRecallResponse {
-    /// Points that should have been found: k for each query, or all points where there are fewer.
+    /// Points that should have been found: k for each query, or all points where there are fewer; with `sparse` all that share a
+    /// term with it.
     #[prost(uint64, tag = "1")]
     pub expected: u64,
     /// Those of them that search returned.
@@ -3910,7 +3921,7 @@ pub struct CheckRecallResponse {
     /// The ids of the first 20 of those.
     #[prost(string, repeated, tag = "6")]
     pub mismatched_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Points that each query was compared with.
+    /// Points that each query was compared with: all, with `sparse` those that have a sparse vector.
     #[prost(uint64, tag = "7")]
     pub points: u64,
 }

@@ -34,6 +34,8 @@ pub struct CollectionStatistics {
     pub device_bytes: u64,
     /// Bytes on disk.
     pub disk_bytes: u64,
+    /// Bytes of host memory that the index of its sparse vectors takes.
+    pub sparse_index_bytes: u64,
     /// Where it is searched.
     pub device: String,
     /// What was done to it since the server started.
@@ -90,6 +92,8 @@ pub struct TenantStatistics {
     pub device_bytes: u64,
     /// Bytes on disk.
     pub disk_bytes: u64,
+    /// Bytes of host memory that the indexes of their sparse vectors take.
+    pub sparse_index_bytes: u64,
     /// What was done to them since the server started.
     pub usage: CollectionUsage,
 }
@@ -103,6 +107,8 @@ pub struct RecallCheck {
     pub k: u32,
     /// Chooses the sample.
     pub seed: u64,
+    /// Whether search by sparse vectors is checked, instead of that by dense ones.
+    pub sparse: bool,
 }
 
 /// How search compares with float64.
@@ -147,6 +153,7 @@ impl VectorClient {
             points: found.points,
             device_bytes: found.device_bytes,
             disk_bytes: found.disk_bytes,
+            sparse_index_bytes: found.sparse_index_bytes,
             device: found.device,
             usage: usage(found.usage),
         })
@@ -169,6 +176,7 @@ impl VectorClient {
             points: found.points,
             device_bytes: found.device_bytes,
             disk_bytes: found.disk_bytes,
+            sparse_index_bytes: found.sparse_index_bytes,
             usage: usage(found.usage),
         })
     }
@@ -193,6 +201,7 @@ impl VectorClient {
             sample: check.sample,
             k: check.k,
             seed: check.seed,
+            sparse: check.sparse,
         };
         let told = self.caller.request(&call, message, send).await?.message;
         Ok(Recall {
