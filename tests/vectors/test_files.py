@@ -14,7 +14,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors
-import scipy.sparse
 from safetensors.numpy import load_file
 
 import medkg
@@ -266,39 +265,3 @@ def test_files_that_are_none_of_ours_are_refused(client: medkg.VectorClient, nam
     with pytest.raises(medkg.CollectionNotFoundError):
         export_collection(client, "nothing", tmp_path / "nothing.arrow")
     assert not (tmp_path / "nothing.arrow").exists()
-
-
-@pytest.mark.parametrize("ending", FORMATS)
-def test_sparse_vectors_are_in_the_file_and_come_back(
-    client: medkg.VectorClient, tenant: str, tmp_path: Path, ending: str
-) -> None:
-    name, count, terms = f"sparse-{ending[1:]}", 10_000, 500
-    random = np.random.default_rng(8)
-    made = scipy.sparse.random_array((count, terms), density=0.01, format="csr", dtype=np.float32, random_state=random)
-    made.data += np.float32(0.5)
-    rows = random.standard_normal((count, WIDTH)).astype(np.float32)
-    names = [f"p{row:05d}" for row in range(count)]
-    client.create_collection(name, WIDTH, sparse_dimension=terms)
-    client.upsert(name, names, rows, sparse=(made.indptr, made.indices, made.data))
-    path = tmp_path / f"c{ending}"
-    assert export_collection(client, name, path) == count
-    if ending == ".safetensors":
-        tensors = load_file(path)
-        read = (tensors["sparse_values"], tensors["sparse_indices"], tensors["sparse_indptr"])
-        text, ends = bytes(tensors["ids"]), tensors["id_offsets"]
-        order = [text[ends[row] : ends[row + 1]].decode() for row in range(count)]
-    else:
-        table = pq.read_table(path) if ending == ".parquet" else pa.ipc.open_file(path).read_all()
-        indices, values = (table.column(f"sparse_{part}").combine_chunks() for part in ("indices", "values"))
-        read = tuple(np.asarray(part) for part in (values.flatten(), indices.flatten(), indices.offsets))
-        order = table.column("id").to_pylist()
-    found = scipy.sparse.csr_array(read, shape=(count, terms))[np.argsort(order)]
-    assert abs(found - made).max() == 0
-    store = GpuServerStore(client, tenant=tenant)
-    assert import_collection(store, path, f"{name}-again") == count
-    back = client.fetch(f"{name}-again", names, with_sparse=True).sparse
-    assert back is not None
-    again = scipy.sparse.csr_array((back.values, back.indices, back.indptr), shape=(count, terms))
-    assert abs(again - made).max() == 0
-    with pytest.raises(medkg.ServiceError, match="keeps no sparse vectors"):
-        import_collection(LanceStore(tmp_path / "lance", tenant=tenant), path, "dense")

@@ -186,7 +186,6 @@ class VectorClient(Client[native.Vector]):
     def export(self, name: str, **call: Unpack[CallOptions]) -> VectorExport:
         """Read all points of a collection, as they are at one moment, batch by batch and in no order that is promised.
 
-        Sparse vectors are not among what is read; ``collection.sparse_dimension`` tells whether there are any.
         ``timeout`` is for the first answer; the export itself has no end of its own. Memory does not grow with the
         collection, on either side. Until it is read or closed, the server keeps what it still needs: take the batches
         without long pauses. :mod:`medkg.vectors.files` writes them into files.

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from medkg.results import ExportBatch, SparseVectors
+from medkg.vectors import layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from medkg.results import CollectionInfo
 
 __all__ = ["load"]
-
 
 _INDICES, _VALUES = "sparse_indices", "sparse_values"
 
@@ -42,18 +42,26 @@ def load() -> Any:
     )
 
 
-def _schema(dimension: int, metadata: dict[str, str], *, sparse: bool) -> Any:
+def _list_of(kind: Any) -> Any:
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    return pa.list_(pa.field("item", kind, nullable=False))
+
+
+def _schema(info: CollectionInfo) -> Any:
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
     columns = [
         pa.field("id", pa.string(), nullable=False),
-        pa.field("vector", pa.list_(pa.field("item", pa.float32(), nullable=False), dimension), nullable=False),
+        pa.field("vector", pa.list_(pa.field("item", pa.float32(), nullable=False), info.dimension), nullable=False),
         pa.field("payload", pa.string()),
     ]
-    if sparse:
-        for name, kind in ((_INDICES, pa.int32()), (_VALUES, pa.float32())):
-            columns.append(pa.field(name, pa.list_(pa.field("item", kind, nullable=False)), nullable=False))
-    return pa.schema(columns, metadata=metadata)
+    if info.sparse_dimension:
+        columns += [
+            pa.field(_INDICES, _list_of(pa.int32()), nullable=False),
+            pa.field(_VALUES, _list_of(pa.float32()), nullable=False),
+        ]
+    return pa.schema(columns, metadata=layout.metadata(info))
 
 
 def _record_batch(schema: Any, batch: ExportBatch) -> Any:
@@ -67,14 +75,16 @@ def _record_batch(schema: Any, batch: ExportBatch) -> Any:
         pa.array(batch.json_payloads, pa.string()),
     ]
     if batch.sparse is not None:
-        ends = pa.array(np.asarray(batch.sparse.indptr, dtype=np.int32))
-        for name, terms in ((_INDICES, np.asarray(batch.sparse.indices, np.int32)), (_VALUES, batch.sparse.values)):
-            columns.append(pa.ListArray.from_arrays(ends, pa.array(terms), type=schema.field(name).type))
+        ends = pa.array(batch.sparse.indptr.astype(np.int32))
+        columns += [
+            pa.ListArray.from_arrays(ends, pa.array(flat), type=schema.field(name).type)
+            for name, flat in ((_INDICES, batch.sparse.indices), (_VALUES, batch.sparse.values))
+        ]
     return pa.record_batch(columns, schema=schema)
 
 
-def _write(make: Callable[[Any], Any], schema: Any, batches: Iterable[ExportBatch]) -> int:
-    points = 0
+def _write(make: Callable[[Any], Any], info: CollectionInfo, batches: Iterable[ExportBatch]) -> int:
+    points, schema = 0, _schema(info)
     with make(schema) as writer:
         for batch in batches:
             writer.write_batch(_record_batch(schema, batch))
@@ -82,60 +92,67 @@ def _write(make: Callable[[Any], Any], schema: Any, batches: Iterable[ExportBatc
     return points
 
 
-def _write_ipc(file: IO[bytes], info: CollectionInfo, metadata: dict[str, str], batches: Iterable[ExportBatch]) -> int:
+def _write_ipc(file: IO[bytes], info: CollectionInfo, batches: Iterable[ExportBatch]) -> int:
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
-    return _write(lambda schema: pa.ipc.new_file(file, schema), _schema_of(info, metadata), batches)
+    return _write(lambda schema: pa.ipc.new_file(file, schema), info, batches)
 
 
-def _write_parquet(
-    file: IO[bytes], info: CollectionInfo, metadata: dict[str, str], batches: Iterable[ExportBatch]
-) -> int:
+def _write_parquet(file: IO[bytes], info: CollectionInfo, batches: Iterable[ExportBatch]) -> int:
     import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
 
-    return _write(lambda schema: pq.ParquetWriter(file, schema), _schema_of(info, metadata), batches)
+    return _write(lambda schema: pq.ParquetWriter(file, schema), info, batches)
 
 
-def _schema_of(info: CollectionInfo, metadata: dict[str, str]) -> Any:
-    return _schema(info.dimension, metadata, sparse=info.sparse_dimension > 0)
+def _told(schema: Any) -> CollectionInfo:
+    metadata: dict[bytes, bytes] = schema.metadata or {}
+    ours = {key.decode(): value.decode() for key, value in metadata.items() if key.startswith(b"medkg.")}
+    info = layout.info(ours)
+    missing = {_INDICES, _VALUES}.difference(schema.names)
+    if info.sparse_dimension and missing:
+        raise layout.wrong("path", f"has no column {min(missing)}")
+    return info
 
 
-def _told(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
-    return {key.decode(): value.decode() for key, value in (metadata or {}).items() if key.startswith(b"medkg.")}
-
-
-def _points(batch: Any) -> ExportBatch:
+def _points(batch: Any, info: CollectionInfo) -> ExportBatch:
     column = batch.column("vector")
     vectors = np.ascontiguousarray(column.flatten().to_numpy(zero_copy_only=False), dtype=np.float32)
     rows = vectors.reshape(batch.num_rows, column.type.list_size)
-    return ExportBatch(batch.column("id").to_pylist(), rows, batch.column("payload").to_pylist(), _sparse(batch))
+    sparse = _rows(batch.column(_INDICES), batch.column(_VALUES)) if info.sparse_dimension else None
+    return ExportBatch(batch.column("id").to_pylist(), rows, batch.column("payload").to_pylist(), sparse)
 
 
-def _sparse(batch: Any) -> SparseVectors | None:
-    if _INDICES not in batch.schema.names:
-        return None
-    indices, values = batch.column(_INDICES), batch.column(_VALUES)
-    # Offsets of a slice do not begin at 0; what `flatten` gives does.
-    ends = np.asarray(indices.offsets, dtype=np.int64)
+def _rows(indices: Any, values: Any) -> SparseVectors:
+    # An extra, whose functions are made when it is imported: no checker knows them.
+    pc: Any = importlib.import_module("pyarrow.compute")
+
+    # Null where somebody else wrote the file anew: no terms, as an empty list.
+    lengths, others = (pc.fill_null(pc.list_value_length(column), 0).to_numpy() for column in (indices, values))
+    if not np.array_equal(lengths, others):
+        row = int(np.flatnonzero(lengths != others)[0])
+        problem = f"has a point with {lengths[row]} in {_INDICES} and {others[row]} in {_VALUES}"
+        raise layout.wrong("path", problem)
+    flat = (column.flatten().to_numpy(zero_copy_only=False) for column in (indices, values))
     return SparseVectors(
-        ends - ends[0],
-        np.ascontiguousarray(indices.flatten().to_numpy(zero_copy_only=False), dtype=np.int32),
-        np.ascontiguousarray(values.flatten().to_numpy(zero_copy_only=False), dtype=np.float32),
+        np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)]),
+        np.ascontiguousarray(next(flat), dtype=np.int32),
+        np.ascontiguousarray(next(flat), dtype=np.float32),
     )
 
 
 @contextmanager
-def _read_ipc(path: Path) -> Iterator[tuple[dict[str, str], Iterator[ExportBatch]]]:
+def _read_ipc(path: Path) -> Iterator[tuple[CollectionInfo, Iterator[ExportBatch]]]:
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
     with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
-        batches = (_points(reader.get_batch(number)) for number in range(reader.num_record_batches))
-        yield _told(reader.schema.metadata), batches
+        info = _told(reader.schema)
+        yield info, (_points(reader.get_batch(number), info) for number in range(reader.num_record_batches))
 
 
 @contextmanager
-def _read_parquet(path: Path, rows: int) -> Iterator[tuple[dict[str, str], Iterator[ExportBatch]]]:
+def _read_parquet(path: Path, rows: int) -> Iterator[tuple[CollectionInfo, Iterator[ExportBatch]]]:
     import pyarrow.parquet as pq  # noqa: PLC0415 - an extra
 
     with pq.ParquetFile(path) as file:
-        yield _told(file.schema_arrow.metadata), (_points(batch) for batch in file.iter_batches(rows))
+        info = _told(file.schema_arrow)
+        yield info, (_points(batch, info) for batch in file.iter_batches(rows))

@@ -35,7 +35,7 @@ pub struct ExportedPart {
     pub vectors: Vec<f32>,
     /// One per id as JSON; None where there is none.
     pub payloads: Vec<Option<String>>,
-    /// One row per id, in a collection with sparse vectors.
+    /// One row per id; None in a collection without sparse vectors.
     pub sparse: Option<SparseRows>,
 }
 
@@ -107,13 +107,13 @@ async fn drive(caller: Arc<Caller>, call: Call, name: String, begun: Begun, told
         let _ = begun.send(Err(call.sign(broken(EXPORT, "the answer has no collection".to_owned()))));
         return;
     };
-    let dimension = info.dimension as usize;
+    let (dimension, sparse_dimension) = (info.dimension as usize, info.sparse_dimension);
     if begun.send(Ok(info)).is_err() {
         return;
     }
     loop {
         let part = match answers.message().await {
-            Ok(Some(message)) => read(message, dimension).map_err(|error| call.sign(error)),
+            Ok(Some(message)) => read(message, dimension, sparse_dimension).map_err(|error| call.sign(error)),
             Ok(None) => return,
             Err(status) => {
                 let mut call = call.clone();
@@ -133,21 +133,25 @@ async fn drive(caller: Arc<Caller>, call: Call, name: String, begun: Begun, told
     }
 }
 
-fn read(message: v1::ExportVectorsResponse, dimension: usize) -> Result<ExportedPart, ClientError> {
+fn read(
+    message: v1::ExportVectorsResponse,
+    dimension: usize,
+    sparse_dimension: u32,
+) -> Result<ExportedPart, ClientError> {
     let (points, tensor) = (message.ids.len(), message.vectors.unwrap_or_default());
     let fits = tensor.dtype() == v1::DataType::F32 && tensor.data.len() == points * dimension * ELEMENT;
     if !fits || message.payloads.len() != points {
         let what = format!("{points} ids came with {} bytes of vectors", tensor.data.len());
         return Err(broken(EXPORT, what));
     }
-    let mut sparse = message.sparse.is_some().then(SparseRows::default);
-    if let Some(rows) = &mut sparse {
-        rows.extend(message.sparse, points)
-            .map_err(|what| broken(EXPORT, what))?;
-    }
+    // A server that leaves them out must not pass for a collection whose points have none.
+    let sparse = (sparse_dimension > 0).then(|| {
+        let mut rows = SparseRows::default();
+        rows.extend(message.sparse, points).map(|()| rows)
+    });
+    let sparse = sparse.transpose().map_err(|what| broken(EXPORT, what))?;
     let floats = tensor.data.chunks_exact(ELEMENT);
     Ok(ExportedPart {
-        sparse,
         ids: message.ids,
         vectors: floats
             .map(|chunk| f32::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3]]))
@@ -157,6 +161,7 @@ fn read(message: v1::ExportVectorsResponse, dimension: usize) -> Result<Exported
             .into_iter()
             .map(|text| Some(text).filter(|text| !text.is_empty()))
             .collect(),
+        sparse,
     })
 }
 
@@ -191,17 +196,21 @@ mod tests {
             payloads: vec![String::new(); payloads],
             sparse: None,
         };
-        assert_eq!(read(part(6, 2), 3).unwrap().payloads, [None, None]);
-        assert!(read(part(5, 2), 3).is_err());
-        assert!(read(part(6, 1), 3).is_err());
-        let rows = |offsets: &[u32]| v1::ExportVectorsResponse {
+        let dense = read(part(6, 2), 3, 0).unwrap();
+        assert_eq!((dense.payloads, dense.sparse), (vec![None, None], None));
+        assert!(read(part(5, 2), 3, 0).is_err());
+        assert!(read(part(6, 1), 3, 0).is_err());
+        let with = |offsets: &[u32]| v1::ExportVectorsResponse {
             sparse: Some(v1::SparseVectors {
                 offsets: offsets.to_vec(),
-                ..v1::SparseVectors::default()
+                indices: vec![7],
+                weights: 1.0_f32.to_le_bytes().to_vec().into(),
             }),
             ..part(6, 2)
         };
-        assert_eq!(read(rows(&[0, 0, 0]), 3).unwrap().sparse.unwrap().offsets, [0, 0, 0]);
-        assert!(read(rows(&[0, 0]), 3).is_err());
+        let rows = read(with(&[0, 0, 1]), 3, 9).unwrap().sparse.unwrap();
+        assert_eq!((rows.offsets, rows.indices), (vec![0, 0, 1], vec![7]));
+        assert!(read(with(&[0, 1]), 3, 9).is_err());
+        assert!(read(part(6, 2), 3, 9).is_err(), "sparse vectors are left out");
     }
 }
