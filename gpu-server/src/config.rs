@@ -143,6 +143,8 @@ pub struct ServerConfig {
     pub otlp_endpoint: Option<String>,
     /// TLS identity; none: plaintext.
     pub tls: Option<TlsFiles>,
+    /// Whether what production must not have is refused.
+    pub production: bool,
 }
 
 impl ServerConfig {
@@ -226,6 +228,7 @@ impl ServerConfig {
                 .map(Duration::from_secs_f64),
             log_style: arguments.log_format,
             log_filter: arguments.log,
+            production: arguments.production,
             otlp_endpoint: arguments.otlp_endpoint.filter(|endpoint| !endpoint.is_empty()),
             tls: arguments
                 .tls_cert

@@ -233,6 +233,12 @@ pub enum Error {
         /// Why.
         cause: Box<Self>,
     },
+    /// The caller's certificate does not allow the call.
+    #[error("{detail}")]
+    NotAuthorized {
+        /// What it names, and what to do.
+        detail: String,
+    },
     /// The server ends before it could answer.
     #[error("the server is shutting down; ask another one, or again in a moment")]
     ShuttingDown,

@@ -6,11 +6,14 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use medkg_tls::{PeerIdentity, TlsStream};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::transport::server::Connected;
@@ -29,6 +32,8 @@ pub struct Link {
     over: watch::Receiver<()>,
     /// From when on this server itself ends it.
     retires: Option<Instant>,
+    /// Who is at the other end, where it had to show a certificate.
+    pub peer: Option<Arc<PeerIdentity>>,
 }
 
 /// How a connection ended.
@@ -58,12 +63,32 @@ pub fn link(age: Option<Duration>) -> (Link, watch::Sender<()>) {
     let (ends, over) = watch::channel(());
     let id = IDS.fetch_add(1, Ordering::Relaxed);
     let retires = age.and_then(|age| Instant::now().checked_add(age));
-    (Link { id, over, retires }, ends)
+    let link = Link {
+        id,
+        over,
+        retires,
+        peer: None,
+    };
+    (link, ends)
 }
 
 /// What a connection is here: bytes both ways, and who is at the other end.
-pub trait Connection: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static {}
-impl<S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static> Connection for S {}
+pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send + 'static {
+    /// The names in the peer's certificate, where one is asked for.
+    fn identity(&self) -> Option<Arc<PeerIdentity>>;
+}
+
+impl Connection for TcpStream {
+    fn identity(&self) -> Option<Arc<PeerIdentity>> {
+        None
+    }
+}
+
+impl Connection for TlsStream {
+    fn identity(&self) -> Option<Arc<PeerIdentity>> {
+        self.peer().identity.clone()
+    }
+}
 
 /// A connection that is closed whole in the background when it is dropped.
 #[derive(Debug)]
@@ -77,7 +102,8 @@ pub struct Lingering<S: Connection> {
 impl<S: Connection> Lingering<S> {
     /// Counts in `open` until it is closed whole. The server ends it at `age`.
     pub fn new(stream: S, open: &Calls, age: Option<Duration>) -> Self {
-        let (link, ends) = link(age);
+        let (mut link, ends) = link(age);
+        link.peer = stream.identity();
         Self {
             stream: Some((stream, open.enter())),
             link,

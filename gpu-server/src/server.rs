@@ -21,6 +21,7 @@ use crate::index::Collections;
 use crate::inflight::{Calls, InFlight};
 use crate::lingering::Lingering;
 use crate::metrics;
+use crate::service::admittance::{Admittance, Admitted};
 use crate::service::health::{Reporter, Truth};
 use crate::service::routes::{admin_routes, routes};
 use crate::shutdown;
@@ -166,6 +167,7 @@ impl Bound {
 
         let door = Door {
             tls,
+            names: config.production,
             age: config.connection_age,
             calls: Calls::default(),
             open: Calls::default(),
@@ -178,10 +180,9 @@ impl Bound {
         let serving = async {
             // The last line tells those who wait for it that everything listens.
             tokio::try_join!(
-                door.serve(operators, "operators are served on", for_operators, false),
-                // Scrapers speak HTTP/1.1 where there is no TLS to agree on HTTP/2.
-                door.serve(scrapers, "metrics are served on", for_scrapers, true),
-                door.serve(Some(everyone), "listening on", for_everyone, false),
+                door.serve(operators, "operators are served on", for_operators, Callers::Operators),
+                door.serve(scrapers, "metrics are served on", for_scrapers, Callers::Scrapers),
+                door.serve(Some(everyone), "listening on", for_everyone, Callers::Everyone),
             )
             .map(drop)
         };
@@ -264,6 +265,8 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<(TcpListener, S
 /// What all addresses of the process share.
 struct Door {
     tls: Option<medkg_tls::ServerTlsConfig>,
+    /// Whether client certificates must say whose they are.
+    names: bool,
     /// How long connections live.
     age: Option<Duration>,
     /// Calls in work.
@@ -273,23 +276,36 @@ struct Door {
     stopping: watch::Receiver<bool>,
 }
 
+/// For whom an address is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Callers {
+    Everyone,
+    Operators,
+    Scrapers,
+}
+
 impl Door {
-    /// Serves on one address, if there is one, with HTTP/1.1 beside HTTP/2 or without, until the process is to stop and every
-    /// connection is closed.
+    /// Serves on one address, if there is one, until the process is to stop and every connection is closed.
     async fn serve(
         &self,
         listening: Option<Listening>,
         what: &str,
         routes: Routes,
-        http1: bool,
+        callers: Callers,
     ) -> Result<(), tonic::transport::Error> {
         let Some((listener, address)) = listening else {
             return Ok(());
         };
         tracing::info!(%address, tls = self.tls.is_some(), "{what} {address}");
         let calls = self.calls.clone();
+        let admittance = Admittance {
+            tenants: callers == Callers::Everyone,
+            names: self.names,
+        };
         let mut transport = Server::builder()
-            .accept_http1(http1)
+            // Scrapers speak HTTP/1.1 where there is no TLS to agree on HTTP/2.
+            .accept_http1(callers == Callers::Scrapers)
+            .layer(tower::layer::layer_fn(move |inner| Admitted::new(inner, admittance)))
             .layer(tower::layer::layer_fn(move |inner| InFlight::new(inner, calls.clone())))
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))

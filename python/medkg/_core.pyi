@@ -1,5 +1,7 @@
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from os import PathLike
+from pathlib import Path
 from typing import Any, TypeAlias, final
 
 import numpy as np
@@ -34,8 +36,14 @@ from medkg.results import (
 )
 from medkg.results.vector import Sparse
 
+CA_DAYS: int
+LEAF_DAYS: int
+WITHIN_DAYS: int
 __version__: str
 __all__ = [
+    "CA_DAYS",
+    "LEAF_DAYS",
+    "WITHIN_DAYS",
     "AsyncEmbedding",
     "AsyncEmbeddingStream",
     "AsyncGpu",
@@ -53,6 +61,12 @@ __all__ = [
     "__version__",
     "after_fork_in_child",
     "before_exit",
+    "certs_init",
+    "certs_inspect",
+    "certs_issue_client",
+    "certs_issue_server",
+    "certs_roll",
+    "certs_rotate",
 ]
 
 _Call: TypeAlias = tuple[str | None, float | None, str | None, str | None, str | None]
@@ -62,8 +76,26 @@ _Rerank: TypeAlias = tuple[str | None, str | None, float | None, int | None, str
 _Search: TypeAlias = tuple[int, bool, Filter | None, float | None, RankFusion | None]
 _Progress: TypeAlias = Callable[[int, int], object]
 
+_Path: TypeAlias = str | PathLike[str]
+# Certificate, key, and the last moment as seconds since 1970.
+_Files: TypeAlias = tuple[Path, Path, float]
+# Renewed; kept, until when; skipped, and why.
+_Renewals: TypeAlias = tuple[list[_Files], list[tuple[Path, float]], list[tuple[Path, str]]]
+# File, subject, uses, names, first and last moment, whole days until then, problems.
+_Certificate: TypeAlias = tuple[Path, str, list[str], list[str], float, float, int, list[str]]
+
 def after_fork_in_child() -> None: ...
 def before_exit() -> None: ...
+def certs_init(folder: _Path, name: str, days: int | None, force: bool) -> _Files: ...
+def certs_issue_server(
+    folder: _Path, name: str, dns: Sequence[str], addresses: Sequence[str], days: int | None, force: bool
+) -> _Files: ...
+def certs_issue_client(
+    folder: _Path, name: str, tenants: Sequence[str], service: str | None, days: int | None, force: bool
+) -> _Files: ...
+def certs_rotate(folder: _Path, within_days: int | None) -> _Renewals: ...
+def certs_roll(folder: _Path, step: str, days: int | None) -> tuple[Path, int, _Renewals]: ...
+def certs_inspect(path: _Path, within_days: int | None) -> tuple[list[_Certificate], list[str], bool]: ...
 
 class Embedding:
     def __new__(cls, config: ClientConfig) -> Self: ...

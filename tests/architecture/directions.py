@@ -23,7 +23,7 @@ MAY_NEED: dict[str, set[str]] = {
     "medkg-tls": set(),
     "medkg-telemetry": set(),
     "medkg-client": {"medkg-proto", "medkg-tls", "medkg-telemetry"},
-    "medkg-py": {"medkg-client", "medkg-telemetry"},
+    "medkg-py": {"medkg-client", "medkg-telemetry", "medkg-tls"},
     "medkg-gateway": {"medkg-client", "medkg-telemetry", "medkg-tls"},
     "medkg-testkit": {"medkg-proto", "medkg-tls", "medkg-telemetry"},
     "gpu-server": {"medkg-proto", "medkg-tls", "medkg-telemetry"},

@@ -402,7 +402,7 @@ def test_a_backup_needs_a_root(start_server: Callable[..., LocalServer], gpu_ser
 def test_an_operator_shows_a_certificate_where_the_server_wants_one(
     start_server: Callable[..., LocalServer], gpu_server_binary: Path, authority: Authority, tmp_path: Path
 ) -> None:
-    certificate, key = authority.issue("serves")
+    certificate, key = authority.server()
     (tmp_path / "backups").mkdir()
     tls = ["--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", authority.certificate]
     listen = ["--admin-listen", "127.0.0.1:0", "--backup-root", tmp_path / "backups"]
@@ -410,7 +410,7 @@ def test_an_operator_shows_a_certificate_where_the_server_wants_one(
         arguments=[str(part) for part in (*tls, *listen)], wait=False, data_dir=tmp_path / "data", **ONLY_VECTOR
     )
     eventually(lambda: any("collections ready" in str(line.get("message")) for line in server.events()))
-    own, own_key = authority.issue("operator")
+    own, own_key = authority.client()
     site = Site(server, gpu_server_binary, tmp_path / "data", tmp_path / "backups")
     site.admin = site.admin.replace("http://", "https://")
     plain = ("--tls-ca", str(authority.certificate))

@@ -70,7 +70,7 @@ def test_a_large_answer_survives_the_drain(
 ) -> None:
     arguments, credentials = [], None
     if secured:
-        certificate, key = authority.issue("drained")
+        certificate, key = authority.server()
         arguments = ["--tls-cert", str(certificate), "--tls-key", str(key)]
         credentials = grpc.ssl_channel_credentials(authority.certificate.read_bytes())
     server = start_server(**ONLY_VECTOR, arguments=arguments)

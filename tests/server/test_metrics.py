@@ -8,13 +8,13 @@ import shutil
 import subprocess
 import urllib.request
 from contextlib import closing
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 import medkg
+from medkg.client.native import native
 from medkg.local import LocalServer
 from tests.services import Redis
 
@@ -197,37 +197,31 @@ def test_grpc_is_not_served_there_and_metrics_nowhere_else(measured: LocalServer
             connection.getresponse()
 
 
-def test_with_tls_a_scraper_shows_a_certificate(
-    start_server: Callable[..., LocalServer], authority: Authority, tmp_path: Path
-) -> None:
+def test_with_tls_a_scraper_shows_a_certificate(start_server: Callable[..., LocalServer], authority: Authority) -> None:
     if shutil.which("curl") is None:
         pytest.skip("the curl command is not installed")
-    certificate, key = authority.issue("scraped")
-    files = {"--tls-cert": certificate, "--tls-key": key, "--tls-client-ca": authority.certificate}
-    server = start_server(**ONLY_GPU, arguments=[*LISTEN, *(str(part) for pair in files.items() for part in pair)])
-    own, own_key = authority.issue("prometheus")
+    flags = authority.flags()
+    server = start_server(**ONLY_GPU, arguments=[*LISTEN, *flags])
     url = f"https://{endpoint(server)}/metrics"
     # urllib speaks no HTTP/2, which is what TLS agrees on here; curl does, as Prometheus does.
     command = ["curl", "--silent", "--show-error", "--max-time", "30", "--cacert", authority.certificate, url]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert refused.returncode != 0
-    answered = subprocess.run(
-        [*command, "--cert", own, "--key", own_key], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert "medkg_device_ready 1" in answered.stdout
-    expiry = re.search(r"^medkg_certificate_expiry_seconds (\d+)$", answered.stdout, re.MULTILINE)
-    shown = subprocess.run(
-        ["openssl", "x509", "-enddate", "-noout", "-dateopt", "iso_8601", "-in", certificate],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    )
-    end = datetime.strptime(shown.stdout.strip().removeprefix("notAfter="), "%Y-%m-%d %H:%M:%SZ").replace(
-        tzinfo=timezone.utc
-    )
+
+    def shown(certificate: Path, key: Path) -> str:
+        whole = [*command, "--cert", certificate, "--key", key]
+        return subprocess.run(whole, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    text = shown(*authority.client())
+    assert "medkg_device_ready 1" in text
+    expiry = re.search(r"^medkg_certificate_expiry_seconds (\d+)$", text, re.MULTILINE)
+    [[*_, end, _, _]], _, _ = native.certs_inspect(flags[1], None)
     assert expiry is not None
-    assert int(expiry[1]) == end.timestamp()
+    assert int(expiry[1]) == end
+    # A tenant has no business there.
+    bound = shown(*authority.client("a"))
+    assert "bound to tenants" in bound
+    assert "medkg_device_ready" not in bound
 
 
 def test_other_machines_reach_it_only_if_that_is_asked_for(gpu_server_binary: Path) -> None:

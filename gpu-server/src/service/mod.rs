@@ -1,6 +1,7 @@
 //! The wire's side of the server: generated types in, validated domain types on, domain errors out. One file per gRPC
 //! service; the only place of gpu-server that knows protobuf.
 
+pub mod admittance;
 pub mod backup;
 pub mod call;
 pub mod embedding;

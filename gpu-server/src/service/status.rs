@@ -79,6 +79,7 @@ fn row(error: &Error) -> (Code, Reason, Option<Duration>) {
         Error::CallerLeft => (Code::Cancelled, Reason::CallerLeft, None),
         Error::StorageFull { .. } => (Code::ResourceExhausted, Reason::StorageFull, None),
         Error::StorageReadOnly { .. } => (Code::FailedPrecondition, Reason::StorageReadOnly, None),
+        Error::NotAuthorized { .. } => (Code::PermissionDenied, Reason::NotAuthorized, None),
         Error::ShuttingDown => (Code::Unavailable, Reason::ShuttingDown, None),
         Error::NonFinite | Error::Internal { .. } => (Code::Internal, Reason::Internal, None),
         Error::OfInput { cause, .. } => row(cause),

@@ -4,6 +4,7 @@ use medkg_client::config::ConfigError;
 use medkg_client::error::code_name;
 use medkg_client::policy::breaker::BreakerState;
 use medkg_client::{ClientError, ErrorKind};
+use medkg_tls::authority::AuthorityError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
@@ -48,6 +49,12 @@ pub(crate) fn config(py: Python<'_>, error: &ConfigError) -> PyErr {
         instance(py, ErrorKind::Config.row().python_class, &error.to_string(), &details)
     };
     build().unwrap_or_else(|failure| failure)
+}
+
+/// The Python exception for what `medkg certs` did not do.
+pub(crate) fn certificates(py: Python<'_>, error: &AuthorityError) -> PyErr {
+    let details = PyDict::new(py);
+    instance(py, "MedkgError", &error.to_string(), &details).unwrap_or_else(|failure| failure)
 }
 
 /// The Python exception for a call on a client that was closed.

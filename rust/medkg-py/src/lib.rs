@@ -10,6 +10,7 @@
 
 mod arguments;
 mod arrays;
+mod certificates;
 mod config;
 mod embedding;
 mod endpoints;
@@ -33,6 +34,10 @@ mod _core {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use crate::certificates::{
+        certs_init, certs_inspect, certs_issue_client, certs_issue_server, certs_roll, certs_rotate,
+    };
+    #[pymodule_export]
     use crate::embedding::{AsyncEmbedding, Embedding};
     #[pymodule_export]
     use crate::export::{AsyncVectorExport, VectorExport};
@@ -53,6 +58,9 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("CA_DAYS", medkg_tls::authority::CA_DAYS)?;
+        module.add("LEAF_DAYS", medkg_tls::authority::LEAF_DAYS)?;
+        module.add("WITHIN_DAYS", medkg_tls::authority::WITHIN_DAYS)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

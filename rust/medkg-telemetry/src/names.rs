@@ -101,6 +101,8 @@ reasons! {
     StorageFull = "STORAGE_FULL",
     /// The data folder cannot be written.
     StorageReadOnly = "STORAGE_READ_ONLY",
+    /// The caller's certificate does not allow the call.
+    NotAuthorized = "NOT_AUTHORIZED",
     /// The server is going away; another one may answer.
     ShuttingDown = "SHUTTING_DOWN",
     /// A defect of the server.
@@ -131,7 +133,7 @@ mod tests {
 
     #[test]
     fn every_reason_survives_the_wire() {
-        assert_eq!(Reason::ALL.len(), 27);
+        assert_eq!(Reason::ALL.len(), 28);
         for reason in Reason::ALL {
             assert_eq!(reason.as_str().parse(), Ok(*reason));
             assert_eq!(reason.to_string(), reason.as_str());

@@ -2,15 +2,18 @@
 
 use std::fmt;
 use std::future::Future;
+use std::io;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use rustls::client::Resumption;
 use rustls_pki_types::ServerName;
+use tokio::io::AsyncBufReadExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 use tower::Service;
@@ -18,6 +21,9 @@ use tower::Service;
 use crate::error::{ConnectError, TlsError};
 use crate::followed::Followed;
 use crate::{ALPN_H2, files, provider};
+
+/// How long the server's first frame is waited for.
+const FIRST_FRAME: Duration = Duration::from_millis(250);
 
 /// What [`TlsConnector`] gives to tonic.
 pub type TlsConnection = TokioIo<TlsStream<TcpStream>>;
@@ -122,14 +128,31 @@ impl TlsConnector {
         if let Err(error) = socket.set_nodelay(true) {
             tracing::debug!(%address, %error, "TCP_NODELAY could not be set");
         }
-        match tokio_rustls::TlsConnector::from(self.config.rustls())
-            .connect(name, socket)
-            .await
-        {
-            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) => Ok(TokioIo::new(stream)),
-            Ok(_) => Err(ConnectError::NotHttp2 { address }),
-            Err(source) => Err(ConnectError::Handshake { address, source }),
-        }
+        let connecting = tokio_rustls::TlsConnector::from(self.config.rustls()).connect(name, socket);
+        let admitted = match connecting.await {
+            Ok(stream) if stream.get_ref().1.alpn_protocol() == Some(ALPN_H2) => admitted(stream).await,
+            Ok(_) => return Err(ConnectError::NotHttp2 { address }),
+            Err(source) => Err(source),
+        };
+        admitted
+            .map(TokioIo::new)
+            .map_err(|source| ConnectError::Handshake { address, source })
+    }
+}
+
+/// Waits until the server has let this side in. In TLS 1.3 a client is done before the server has looked at its certificate,
+/// and a refusal would break the first call instead, which then could not tell why. An HTTP/2 server begins with a frame of its
+/// own (RFC 9113, section 3.4). A proxy may hold it back until the client speaks; so it is waited for, for a short while, and
+/// whatever comes later is the call's to see.
+async fn admitted(mut stream: TlsStream<TcpStream>) -> io::Result<TlsStream<TcpStream>> {
+    match tokio::time::timeout(FIRST_FRAME, stream.fill_buf()).await {
+        Ok(Ok([])) => Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the server closed the connection right after the handshake",
+        )),
+        Ok(Err(error)) => Err(error),
+        // What was read stays in the stream.
+        Ok(Ok(_)) | Err(_) => Ok(stream),
     }
 }
 

@@ -42,8 +42,8 @@ pub(crate) fn roots(path: &Path) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// The certificates of a file, and until when all of them are valid.
-fn certificates(path: &Path) -> Result<(Vec<CertificateDer<'static>>, SystemTime), TlsError> {
+/// The certificates of a file, valid or not.
+pub(crate) fn chain(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let text = read(path)?;
     let certificates: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&text)
         .collect::<Result<_, _>>()
@@ -51,6 +51,12 @@ fn certificates(path: &Path) -> Result<(Vec<CertificateDer<'static>>, SystemTime
     if certificates.is_empty() {
         return Err(TlsError::NoCertificate { path: path.to_owned() });
     }
+    Ok(certificates)
+}
+
+/// The certificates of a file, and until when all of them are valid.
+fn certificates(path: &Path) -> Result<(Vec<CertificateDer<'static>>, SystemTime), TlsError> {
+    let certificates = chain(path)?;
     let now = SystemTime::now();
     let ends = certificates
         .iter()
@@ -61,7 +67,8 @@ fn certificates(path: &Path) -> Result<(Vec<CertificateDer<'static>>, SystemTime
     Ok((certificates, first))
 }
 
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+/// The first private key of a file.
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
     let text = read(path)?;
     PrivateKeyDer::from_pem_slice(&text).map_err(|error| match error {
         pem::Error::NoItemsFound if contains(&text, b"ENCRYPTED PRIVATE KEY") => {

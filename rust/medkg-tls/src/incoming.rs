@@ -89,7 +89,13 @@ async fn handshake(
         tracing::debug!(%remote, %error, "TCP_NODELAY could not be set");
     }
     match tokio::time::timeout(timeout, acceptor.accept(socket)).await {
-        Ok(Ok(session)) => Some(TlsStream::new(session)),
+        Ok(Ok(session)) => match TlsStream::new(session) {
+            Ok(stream) => Some(stream),
+            Err(error) => {
+                tracing::warn!(%remote, %error, "a client's certificate cannot be read; the connection is closed");
+                None
+            }
+        },
         Ok(Err(error)) => {
             tracing::info!(%remote, %error, "TLS handshake refused");
             None
@@ -127,15 +133,15 @@ pub struct TlsStream {
 }
 
 impl TlsStream {
-    fn new(session: Session<TcpStream>) -> Self {
+    fn new(session: Session<TcpStream>) -> Result<Self, x509_cert::der::Error> {
         let (socket, state) = session.get_ref();
         let certificate = state.peer_certificates().and_then(|chain| chain.first());
         let info = PeerInfo {
             remote_addr: socket.peer_addr().ok(),
             local_addr: socket.local_addr().ok(),
-            identity: certificate.map(|certificate| Arc::new(PeerIdentity::of(certificate))),
+            identity: certificate.map(PeerIdentity::of).transpose()?.map(Arc::new),
         };
-        Self { session, info }
+        Ok(Self { session, info })
     }
 
     /// Who is at the other end.

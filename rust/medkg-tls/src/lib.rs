@@ -15,11 +15,14 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "authority")]
+pub mod authority;
 mod client;
 mod error;
 mod files;
 mod followed;
 mod incoming;
+mod names;
 mod peer;
 mod server;
 

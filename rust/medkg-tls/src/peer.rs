@@ -9,6 +9,8 @@ use x509_cert::der::Decode as _;
 use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
 
+use crate::names;
+
 /// The names in a peer's certificate, which the handshake has verified.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PeerIdentity {
@@ -21,16 +23,17 @@ pub struct PeerIdentity {
 }
 
 impl PeerIdentity {
-    /// From a certificate. One that cannot be read gives no names at all.
-    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Self {
-        let Ok(certificate) = Certificate::from_der(certificate) else {
-            return Self::default();
-        };
+    /// From a certificate.
+    ///
+    /// # Errors
+    /// It cannot be read: then nobody knows whom it binds its holder to.
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Result<Self, x509_cert::der::Error> {
+        let certificate = Certificate::from_der(certificate)?;
         let mut identity = Self {
             subject: certificate.tbs_certificate.subject.to_string(),
             ..Self::default()
         };
-        if let Ok(Some((_, names))) = certificate.tbs_certificate.get::<SubjectAltName>() {
+        if let Some((_, names)) = certificate.tbs_certificate.get::<SubjectAltName>()? {
             for name in names.0 {
                 match name {
                     GeneralName::DnsName(dns) => identity.dns_names.push(dns.to_string()),
@@ -39,7 +42,17 @@ impl PeerIdentity {
                 }
             }
         }
-        identity
+        Ok(identity)
+    }
+
+    /// The tenants that the certificate names: its holder acts for these and for nobody else. None: it is bound to no tenant.
+    pub fn tenants(&self) -> impl Iterator<Item = &str> {
+        self.uris.iter().filter_map(|uri| names::tenant(uri))
+    }
+
+    /// The service that the certificate names.
+    pub fn service(&self) -> Option<&str> {
+        self.uris.iter().find_map(|uri| names::service(uri))
     }
 }
 

@@ -60,6 +60,47 @@ async fn a_client_without_a_certificate_is_refused() {
 }
 
 #[tokio::test]
+async fn a_refusal_is_told_when_the_connection_is_made() {
+    let ca = Ca::new();
+    let server = Server::start(&mutual(&ca)).await;
+    let mut connector = ClientTlsConfig::try_new(&ca.file, None, None).unwrap().connector();
+    let uri: http::Uri = format!("https://localhost:{}", server.address.port()).parse().unwrap();
+    // It is waited for so long and not longer, and a machine may be busy: once is enough.
+    for _ in 0..20 {
+        if let Err(error) = tower::Service::call(&mut connector, uri.clone()).await {
+            assert!(matches!(error, medkg_tls::ConnectError::Handshake { .. }), "{error}");
+            assert!(error.to_string().contains("CertificateRequired"), "{error}");
+            return;
+        }
+    }
+    panic!("every connection seemed to be made");
+}
+
+#[tokio::test]
+async fn a_server_that_waits_for_the_client_to_speak_first_is_waited_for_no_longer() {
+    let ca = Ca::new();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let uri = format!("https://localhost:{}", listener.local_addr().unwrap().port())
+        .parse()
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(mutual(&ca).rustls());
+    let proxy = tokio::spawn(async move {
+        let (socket, _) = listener.accept().await.unwrap();
+        let mut stream = acceptor.accept(socket).await.unwrap();
+        let mut heard = [0; 5];
+        stream.read_exact(&mut heard).await.unwrap();
+        stream.write_all(&heard).await.unwrap();
+    });
+    let mut connector = client(&ca, "worker").connector();
+    let mut stream = tower::Service::call(&mut connector, uri).await.unwrap().into_inner();
+    let mut heard = [0; 5];
+    stream.write_all(b"hello").await.unwrap();
+    stream.read_exact(&mut heard).await.unwrap();
+    assert_eq!(&heard, b"hello");
+    proxy.await.unwrap();
+}
+
+#[tokio::test]
 async fn certificates_of_another_ca_are_refused_by_both_sides() {
     let (ca, other) = (Ca::new(), Ca::new());
     let server = Server::start(&mutual(&ca)).await;
