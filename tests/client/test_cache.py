@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from medkg.local import LocalServer
 
+pytestmark = pytest.mark.requirement("isolation 13.4")
+
 TEXTS = [f"Dose {number} mg of the drug was given to the patient." for number in range(300)]
 SIZES = itertools.count(2**24)
 """Settings of their own: caches of equal settings are one cache."""
