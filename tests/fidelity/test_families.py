@@ -63,7 +63,8 @@ class Families:
 def families(passages: list[str], tmp_path_factory: pytest.TempPathFactory) -> Families:
     folder = tmp_path_factory.mktemp("families")
     words = " ".join(passages[:40]).split()
-    lengths = (1, 1, 2, 3, 4, 5, 6, 8, 8, 10, 13, 16, 20, 24, 27, 30, 34, 40, 55, 120)
+    # The last one is too long for every model, whatever the tokenizers have learnt from these passages.
+    lengths = (1, 1, 2, 3, 4, 5, 6, 8, 8, 10, 13, 16, 20, 24, 27, 30, 34, 40, 55, 300)
     texts = [" ".join(words[at : at + length]) for at, length in enumerate(lengths)]
     texts += [
         "β2-agonist μg/kg ≥ 3",
