@@ -8,12 +8,16 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
+from medkg.local import LocalServer
+from tests.services import Redis
+
 from .authority import Authority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
-    from medkg.local import LocalServer
+    from .played import PlayedGpu
 
 TENANT = ("x-tenant-id", "raw")
 
@@ -48,6 +52,39 @@ def open_channel() -> Iterator[Callable[..., grpc.Channel]]:
 def channel(server: LocalServer, open_channel: Callable[[LocalServer], grpc.Channel]) -> grpc.Channel:
     """A channel to the shared server."""
     return open_channel(server)
+
+
+@pytest.fixture
+def lend(tmp_path: Path) -> Iterator[Callable[..., LocalServer]]:
+    """Starts servers on a played GPU, with the role `gpu` unless told otherwise."""
+    servers: list[LocalServer] = []
+
+    def start(played: PlayedGpu, *arguments: str, **options: Any) -> LocalServer:
+        settings = {"services": ("gpu",), "embedding_models": {}, "reranking_models": {}, "data_dir": None, **options}
+        server = LocalServer(
+            played.binary,
+            device="cuda",
+            log_path=tmp_path / f"log-{len(servers)}.jsonl",
+            threads=1,
+            arguments=("--gpu-lost-grace", "1", "--lease-grace", "0.5", *arguments),
+            **settings,
+        )
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    """A Redis of the test's own."""
+    server = Redis(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
 
 
 class Refusal:

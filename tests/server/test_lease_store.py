@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,6 @@ import numpy as np
 import pytest
 
 import medkg
-from medkg.local import LocalServer
-from tests.services import Redis
 
 from .operators import eventually
 from .played import NUMBER, PlayedGpu
@@ -19,46 +18,27 @@ from .test_gpu_truth import GIB
 from .test_leases import client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
+
+    from medkg.local import LocalServer
+    from tests.services import Redis
 
 GPU = f"GPU-{NUMBER}"
 KEY = f"medkg:gpu:{GPU}"
-NOTHING = b"*0\r\n"
 
 
 @pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    server = Redis(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def join(tmp_path: Path, redis: Redis) -> Iterator[Callable[..., LocalServer]]:
+def join(lend: Callable[..., LocalServer], tmp_path: Path, redis: Redis) -> Callable[..., LocalServer]:
     """Starts one more gpu-server on the same GPU."""
-    servers: list[LocalServer] = []
+    numbers = itertools.count()
 
     def start(*, total: int = 80 * GIB, **options: Any) -> LocalServer:
-        folder = tmp_path / f"server-{len(servers)}"
+        folder = tmp_path / f"gpu-{next(numbers)}"
         folder.mkdir()
-        settings = {"services": ("gpu",), "embedding_models": {}, "reranking_models": {}, "data_dir": None, **options}
-        server = LocalServer(
-            PlayedGpu(folder, total=total).binary,
-            device="cuda",
-            log_path=folder / "log.jsonl",
-            threads=1,
-            arguments=("--lease-store", redis.url, "--lease-grace", "0.5"),
-            **settings,
-        )
-        servers.append(server)
-        server.start()
-        return server
+        return lend(PlayedGpu(folder, total=total), "--lease-store", redis.url, **options)
 
-    yield start
-    for server in servers:
-        server.kill()
+    return start
 
 
 def others(client: medkg.GpuClient) -> int | None:

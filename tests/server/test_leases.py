@@ -11,42 +11,18 @@ import numpy as np
 import pytest
 
 import medkg
-from medkg.local import LocalServer
 
 from .operators import Operated, eventually
 from .played import NUMBER, PlayedGpu
 from .test_gpu_truth import GIB, GPU, MIG, gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
+    from medkg.local import LocalServer
+
 MIB = 2**20
-GRACE = ("--lease-grace", "0.5")
-
-
-@pytest.fixture
-def lend(tmp_path: Path) -> Iterator[Callable[..., LocalServer]]:
-    """Starts a server on a played GPU."""
-    servers: list[LocalServer] = []
-
-    def start(played: PlayedGpu, *arguments: str, **options: Any) -> LocalServer:
-        settings = {"services": ("gpu",), "embedding_models": {}, "reranking_models": {}, "data_dir": None, **options}
-        server = LocalServer(
-            played.binary,
-            device="cuda",
-            log_path=tmp_path / f"log-{len(servers)}.jsonl",
-            threads=1,
-            arguments=("--gpu-lost-grace", "1", *GRACE, *arguments),
-            **settings,
-        )
-        servers.append(server)
-        server.start()
-        return server
-
-    yield start
-    for server in servers:
-        server.kill()
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ import pytest
 
 import medkg
 from medkg.client.native import native
-from medkg.local import LocalServer
-from tests.services import Redis
 
 from .operators import eventually
 from .played import PlayedGpu
@@ -24,6 +22,9 @@ from .played import PlayedGpu
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from medkg.local import LocalServer
+    from tests.services import Redis
 
     from .authority import Authority
 
@@ -124,36 +125,23 @@ def test_what_is_done_to_collections_is_counted_and_stays_so_when_they_are_dropp
     assert dropped["search_duration_seconds_sum"] > before["search_duration_seconds_sum"]
 
 
-def test_the_gpus_memory_is_told_by_who_holds_it_and_whether_the_lease_store_answers(tmp_path: Path) -> None:
-    played = PlayedGpu(tmp_path, total=64 * 2**20)  # First: it skips where the program is not there.
-    redis = Redis(tmp_path / "redis")
-    redis.start()
-    server = LocalServer(
-        played.binary,
-        device="cuda",
-        services=("gpu", "vector"),
-        embedding_models={},
-        reranking_models={},
-        data_dir=tmp_path / "data",
-        log_path=tmp_path / "log.jsonl",
-        arguments=(*LISTEN, "--lease-store", redis.url),
-    )
-    try:
-        server.start()
-        with medkg.connect(address=server.address, tenant="a", timeout=30) as services:
-            services.gpu.allocate(2**20)
-            services.vector.create_collection("c", 1024)
-            services.vector.upsert("c", ["a"], np.ones((1, 1024), dtype=np.float32))
-            samples = scrape(server)
-            held = re.compile(r'medkg_device_memory_held_bytes{device="cuda:0",holder="(\w+)"}')
-            by_holder = {match[1]: value for name, value in samples.items() if (match := held.match(name))}
-            assert by_holder == {"models": 0, "collections": 4096, "leases": 2**20, "other_servers": 0}
-            assert samples["medkg_lease_store_up"] == 1
-            redis.stop()
-            eventually(lambda: scrape(server)["medkg_lease_store_up"] == 0)
-    finally:
-        server.kill()
+def test_the_gpus_memory_is_told_by_who_holds_it_and_whether_the_lease_store_answers(
+    lend: Callable[..., LocalServer], redis: Redis, tmp_path: Path
+) -> None:
+    played = PlayedGpu(tmp_path, total=64 * 2**20)
+    roles = {"services": ("gpu", "vector"), "data_dir": tmp_path / "data"}
+    server = lend(played, *LISTEN, "--lease-store", redis.url, **roles)
+    with medkg.connect(address=server.address, tenant="a", timeout=30) as services:
+        services.gpu.allocate(2**20)
+        services.vector.create_collection("c", 1024)
+        services.vector.upsert("c", ["a"], np.ones((1, 1024), dtype=np.float32))
+        samples = scrape(server)
+        held = re.compile(r'medkg_device_memory_held_bytes{device="cuda:0",holder="(\w+)"}')
+        by_holder = {match[1]: value for name, value in samples.items() if (match := held.match(name))}
+        assert by_holder == {"models": 0, "collections": 4096, "leases": 2**20, "other_servers": 0}
+        assert samples["medkg_lease_store_up"] == 1
         redis.stop()
+        eventually(lambda: scrape(server)["medkg_lease_store_up"] == 0)
 
 
 def test_a_damaged_collection_is_counted(start_server: Callable[..., LocalServer], tmp_path: Path) -> None:
