@@ -124,7 +124,10 @@ pub enum Error {
         neighbour_bytes: u64,
     },
     /// Redis, where the processes of the host tell each other of their leases, does not answer.
-    #[error("no memory can be leased now: the lease store does not answer ({detail}); leases that are there go on")]
+    #[error(
+        "no memory can be leased now: the lease store does not answer ({detail}); leases that are there go on; try again in \
+         {retry_after:?}, and if it lasts, see to the Redis of --lease-store"
+    )]
     LeaseStoreUnavailable {
         /// What came of the last attempt.
         detail: String,
