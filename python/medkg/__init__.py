@@ -25,7 +25,16 @@ if TYPE_CHECKING:
         connect_async,
     )
     from medkg.call_context import CallOptions, context
-    from medkg.client import EmbeddingClient, GpuClient, RerankingClient, Services, VectorClient, connect
+    from medkg.client import (
+        EmbeddingClient,
+        GpuClient,
+        GPUEmbeddingClient,
+        Qwen3GRPCClient,
+        RerankingClient,
+        Services,
+        VectorClient,
+        connect,
+    )
     from medkg.client.native import version as __version__
     from medkg.config import CacheConfig, ClientConfig, TlsConfig
     from medkg.errors import (
@@ -110,6 +119,7 @@ __all__ = [
     "ExportBatch",
     "FailedPreconditionError",
     "FetchResult",
+    "GPUEmbeddingClient",
     "GpuClient",
     "GpuLostError",
     "GpuNotAvailableError",
@@ -124,6 +134,7 @@ __all__ = [
     "ModelNotFoundError",
     "NotFoundError",
     "PermissionDeniedError",
+    "Qwen3GRPCClient",
     "RankFusion",
     "RankedDocument",
     "RateLimitedError",

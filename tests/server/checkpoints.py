@@ -90,6 +90,50 @@ def write_bert(
         "layer_norm_eps": 1e-12,
         "pad_token_id": 0,
     }
+    return _write(folder, tokenizer, config, tensors)
+
+
+def write_qwen3(folder: Path, tokenizer: Path, *, seed: int, hidden: int = 32) -> Written:
+    """Writes a Qwen3 with one layer, two heads that share one of keys and values; `tokenizer` as in `write_bert`."""
+    random = np.random.default_rng(seed)
+    head, layer = hidden // 2, "layers.0"
+    shapes: dict[str, tuple[int, ...]] = {
+        "embed_tokens.weight": (VOCABULARY, hidden),
+        "norm.weight": (hidden,),
+        f"{layer}.input_layernorm.weight": (hidden,),
+        f"{layer}.post_attention_layernorm.weight": (hidden,),
+        f"{layer}.self_attn.q_proj.weight": (2 * head, hidden),
+        f"{layer}.self_attn.k_proj.weight": (head, hidden),
+        f"{layer}.self_attn.v_proj.weight": (head, hidden),
+        f"{layer}.self_attn.o_proj.weight": (hidden, 2 * head),
+        f"{layer}.self_attn.q_norm.weight": (head,),
+        f"{layer}.self_attn.k_norm.weight": (head,),
+        f"{layer}.mlp.gate_proj.weight": (2 * hidden, hidden),
+        f"{layer}.mlp.up_proj.weight": (2 * hidden, hidden),
+        f"{layer}.mlp.down_proj.weight": (hidden, 2 * hidden),
+    }
+    config = {
+        "architectures": ["Qwen3Model"],
+        "model_type": "qwen3",
+        "hidden_act": "silu",
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": head,
+        "max_position_embeddings": 64,
+        "rope_theta": 10_000.0,
+        "rms_norm_eps": 1e-6,
+        "vocab_size": VOCABULARY,
+    }
+    tensors = {name: random.normal(0, 0.3, shape).astype("<f4") for name, shape in shapes.items()}
+    return _write(folder, tokenizer, config, tensors)
+
+
+def _write(folder: Path, tokenizer: Path, config: dict[str, object], tensors: dict[str, np.ndarray]) -> Written:
+    """Writes a checkpoint's files."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     shutil.copy(tokenizer / "tokenizer.json", folder)
     weights = safetensors(tensors)

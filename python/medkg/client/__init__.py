@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from medkg.client.embedding import EmbeddingClient
 from medkg.client.gpu import GpuClient
+from medkg.client.qwen3 import GPUEmbeddingClient, Qwen3GRPCClient
 from medkg.client.reranking import RerankingClient
 from medkg.client.services import Services, connect
 from medkg.client.vector import VectorClient
 
 __all__ = [
     "EmbeddingClient",
+    "GPUEmbeddingClient",
     "GpuClient",
+    "Qwen3GRPCClient",
     "RerankingClient",
     "Services",
     "VectorClient",
