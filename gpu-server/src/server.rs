@@ -31,6 +31,11 @@ const TLS_HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// How long connections may take to close at the end.
 const CLOSE: Duration = Duration::from_secs(2);
+/// Calls of one connection that their callers may drop before they are begun; more of them end the connection.
+///
+/// h2 takes 20 for an attack. A group of asyncio's tasks that is cancelled drops hundreds at once, and would end the calls
+/// of all others on the connection. Each costs its headers for a moment.
+const DROPPED_AT_ONCE: usize = 4096;
 /// How long the forward pass that runs at the end may take.
 const WORKER_STOP: Duration = Duration::from_secs(20);
 /// How long a driver may take to say whether there is a GPU; a host with many of them needs a minute.
@@ -309,6 +314,7 @@ impl Door {
             .layer(tower::layer::layer_fn(move |inner| InFlight::new(inner, calls.clone())))
             .http2_keepalive_interval(Some(Duration::from_secs(30)))
             .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+            .http2_max_pending_accept_reset_streams(Some(DROPPED_AT_ONCE))
             .initial_stream_window_size(4 * 1024 * 1024)
             .initial_connection_window_size(16 * 1024 * 1024)
             .tcp_nodelay(true);

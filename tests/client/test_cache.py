@@ -58,6 +58,16 @@ def expected(server: LocalServer) -> np.ndarray:
         return plain.embed(TEXTS).vectors
 
 
+def fill(caching: Callable[..., medkg.EmbeddingClient], redis: Redis, tenant: str) -> None:
+    """Puts the embeddings of all texts into a Redis that is empty."""
+    # What is written while Redis is still being connected to is dropped; after the first entry none is.
+    eventually(lambda: caching(tenant, redis).embed(TEXTS[:1]) and redis.call("DBSIZE") == b":1\r\n")
+    fills = caching(tenant, redis)
+    eventually(lambda: fills.embed(TEXTS[:1]) and redis.call("DBSIZE") == b":1\r\n")
+    fills.embed(TEXTS)
+    eventually(lambda: redis.call("DBSIZE") == b":300\r\n")
+
+
 def test_only_what_is_missing_is_computed(caching: Callable[..., medkg.EmbeddingClient], expected: np.ndarray) -> None:
     client = caching()
     told: list[tuple[int, int]] = []
@@ -125,30 +135,73 @@ def test_processes_share_through_redis(
     redis.call("FLUSHALL")
 
 
-def test_redis_that_is_down_slow_or_wrong_fails_no_call(
-    caching: Callable[..., medkg.EmbeddingClient], tmp_path: Path, expected: np.ndarray
+@pytest.mark.fault(
+    "Redis",
+    "the Redis of the cache is down, and comes",
+    "no call fails; what is not there is computed; it is used once it answers",
+)
+def test_redis_that_is_down_fails_no_call(
+    caching: Callable[..., medkg.EmbeddingClient], tmp_path: Path, expected: np.ndarray, seen: Callable[[str], None]
 ) -> None:
     redis = Redis(tmp_path)
     try:
-        gone = caching("faults", redis)
+        gone = caching("down", redis)
         np.testing.assert_allclose(gone.embed(TEXTS[:3]).vectors, expected[:3], atol=1e-5)
         assert gone.cache_stats().remote_errors > 0  # type: ignore[union-attr]
         redis.start()
-        # What is written while Redis is still being connected to is dropped; after the first entry none is.
-        eventually(lambda: caching("faults", redis).embed(TEXTS[:1]) and redis.call("DBSIZE") == b":1\r\n")
-        fills = caching("faults", redis)
-        eventually(lambda: fills.embed(TEXTS[:1]) and redis.call("DBSIZE") == b":1\r\n")
-        fills.embed(TEXTS)
-        eventually(lambda: redis.call("DBSIZE") == b":300\r\n")
-        for name in redis.call("KEYS", "*").split(b"\r\n"):
-            if name.startswith(b"medkg:embedding"):
-                redis.call("SETRANGE", name.decode(), "40", "garbage")
-        corrupt = caching("faults", redis)
+        fill(caching, redis, "down")
+        eventually(lambda: caching("down", redis).embed(TEXTS).usage.cache_hits == 300)
+        redis.stop()
+        stopped = caching("down", redis)
+        np.testing.assert_allclose(stopped.embed(TEXTS).vectors, expected, atol=1e-5)
+        assert stopped.cache_stats().remote_errors > 0  # type: ignore[union-attr]
+    finally:
+        redis.stop()
+    seen("embeddings are computed; `cache_stats()` counts the errors; found again when Redis is there")
+
+
+@pytest.mark.fault(
+    "Redis",
+    "bits of every entry in the cache's Redis are flipped",
+    "no entry is used; what is not there is computed",
+)
+def test_flipped_bits_in_redis_are_found(
+    caching: Callable[..., medkg.EmbeddingClient], tmp_path: Path, expected: np.ndarray, seen: Callable[[str], None]
+) -> None:
+    redis = Redis(tmp_path)
+    redis.start()
+    try:
+        fill(caching, redis, "flipped")
+        names = [name for name in redis.call("KEYS", "*").split(b"\r\n") if name.startswith(b"medkg:embedding")]
+        for number, name in enumerate(names):
+            # One bit each, at another place of the entry.
+            bits = 8 * len(redis.call("GET", name.decode()).partition(b"\r\n")[2][:-2])
+            place = number * bits // len(names)
+            was = redis.call("GETBIT", name.decode(), str(place))
+            redis.call("SETBIT", name.decode(), str(place), "0" if was == b":1\r\n" else "1")
+        corrupt = caching("flipped", redis)
         found = corrupt.embed(TEXTS)
         assert found.usage.cache_hits == 0
         np.testing.assert_allclose(found.vectors, expected, atol=1e-5)
         assert corrupt.cache_stats().corrupt == 300  # type: ignore[union-attr]
-        slow = caching("faults", redis)
+    finally:
+        redis.stop()
+    seen("300 entries, one bit of each at another place: 300 found corrupt, all computed anew")
+
+
+@pytest.mark.fault(
+    "Redis",
+    "the Redis of the cache holds its connections and answers nothing",
+    "no call fails; after the first answer that does not come it is left alone for a while; it is used when it answers",
+)
+def test_redis_that_does_not_answer_fails_no_call(
+    caching: Callable[..., medkg.EmbeddingClient], tmp_path: Path, expected: np.ndarray, seen: Callable[[str], None]
+) -> None:
+    redis = Redis(tmp_path)
+    redis.start()
+    try:
+        fill(caching, redis, "slow")
+        slow = caching("slow", redis)
         slow.embed(TEXTS[:1])
         redis.pause()
         found = slow.embed(TEXTS)
@@ -157,9 +210,10 @@ def test_redis_that_is_down_slow_or_wrong_fails_no_call(
         slow.embed(["one", "two"])
         assert slow.cache_stats().remote_errors == 1  # type: ignore[union-attr]
         redis.resume()
-        eventually(lambda: caching("faults", redis).embed(TEXTS).usage.cache_hits == 300)
+        eventually(lambda: caching("slow", redis).embed(TEXTS).usage.cache_hits == 300)
     finally:
         redis.stop()
+    seen("embeddings are computed; one error of two calls; found again when it goes on")
 
 
 def test_a_text_is_computed_once_for_all_that_ask_at_the_same_time(

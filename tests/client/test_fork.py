@@ -46,7 +46,14 @@ def run(script: Callable[..., Any], server: LocalServer, body: str) -> list[str]
     return done.out.splitlines()
 
 
-def test_a_child_of_an_idle_parent(script: Callable[..., Any], server: LocalServer) -> None:
+@pytest.mark.fault(
+    "Processes",
+    "a process forks after it has used a client, which is idle",
+    "the children's calls and the parent's are answered over connections of their own; none hangs",
+)
+def test_a_child_of_an_idle_parent(
+    script: Callable[..., Any], server: LocalServer, seen: Callable[[str], None]
+) -> None:
     lines = run(
         script,
         server,
@@ -58,9 +65,17 @@ def test_a_child_of_an_idle_parent(script: Callable[..., Any], server: LocalServ
     """,
     )
     assert lines == ["ready"] * 12
+    seen("10 children, all answered")
 
 
-def test_a_child_of_a_parent_that_is_in_the_middle_of_calls(script: Callable[..., Any], server: LocalServer) -> None:
+@pytest.mark.fault(
+    "Processes",
+    "a process forks while threads of it are in the middle of calls",
+    "the children's calls are answered, and the parent's go on; none hangs",
+)
+def test_a_child_of_a_parent_that_is_in_the_middle_of_calls(
+    script: Callable[..., Any], server: LocalServer, seen: Callable[[str], None]
+) -> None:
     lines = run(
         script,
         server,
@@ -87,6 +102,7 @@ def test_a_child_of_a_parent_that_is_in_the_middle_of_calls(script: Callable[...
     """,
     )
     assert lines == ["ready"] * 21
+    seen("20 children of a parent with 4 busy threads, all answered")
 
 
 def test_a_child_of_a_child(script: Callable[..., Any], server: LocalServer) -> None:
