@@ -68,6 +68,7 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     return np.sum(left * right, axis=-1) / (np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1))
 
 
+@pytest.mark.requirement("isolation 3.2")
 def test_the_models_are_listed(services: medkg.Services, model: medkg.ModelInfo) -> None:
     models = services.embedding.models()
     assert [one.name for one in models] == sorted(one.name for one in models)

@@ -39,6 +39,7 @@ def model(services: medkg.Services, deployment: Deployment) -> medkg.ModelInfo:
     return found[0]
 
 
+@pytest.mark.requirement("isolation 4.2")
 def test_the_models_are_listed(model: medkg.ModelInfo) -> None:
     assert len(model.digest) == 64
     assert model.dimension == 0

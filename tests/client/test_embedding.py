@@ -22,6 +22,7 @@ def client(server: LocalServer) -> medkg.EmbeddingClient:
     return medkg.EmbeddingClient(address=server.address, tenant="embedding", max_batch_texts=16)
 
 
+@pytest.mark.requirement("isolation 3.2")
 @pytest.mark.requirement("isolation 5.2")
 @pytest.mark.requirement("isolation 6.4")
 def test_one_vector_per_text_in_order(client: medkg.EmbeddingClient) -> None:

@@ -18,6 +18,7 @@ ONLY_GPU = {"services": ("gpu",), "embedding_models": {}, "reranking_models": {}
 COOLDOWN = 600.0
 
 
+@pytest.mark.requirement("isolation 2.2")
 def test_a_breaker_tells_its_history_and_is_closed_by_hand(start_server: Callable[..., LocalServer]) -> None:
     server = start_server(**ONLY_GPU)
     port = int(server.address.rpartition(":")[2])

@@ -23,6 +23,7 @@ def client(server: LocalServer) -> medkg.GpuClient:
     return medkg.GpuClient(address=server.address, tenant="gpu")
 
 
+@pytest.mark.requirement("isolation 2.2")
 @pytest.mark.requirement("isolation 5.2")
 @pytest.mark.requirement("isolation 6.4")
 def test_the_server_says_what_it_computes_on(client: medkg.GpuClient) -> None:

@@ -51,6 +51,7 @@ def test_a_first_stage_score_can_decide(client: medkg.RerankingClient) -> None:
     assert fused.documents[0].score != fused.documents[0].relevance
 
 
+@pytest.mark.requirement("isolation 4.2")
 def test_many_queries_keep_their_order(client: medkg.RerankingClient) -> None:
     queries = [RerankQuery(QUERY, DOCUMENTS if i % 2 else DOCUMENTS[::-1]) for i in range(70)]
     result = client.rerank_batch(queries, top_n=1)

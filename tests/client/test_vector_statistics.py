@@ -50,6 +50,7 @@ def terms(count: int, seed: int = 0) -> medkg.SparseVectors:
     return medkg.SparseVectors(indptr, np.concatenate(each).astype(np.int32), weights.astype(np.float32))
 
 
+@pytest.mark.requirement("isolation 2.4")
 def test_what_is_done_to_a_collection_is_counted(watched: LocalServer, data: Path) -> None:
     with medkg.connect(address=watched.address, tenant="counted") as services:
         before = dt.datetime.now(dt.timezone.utc)

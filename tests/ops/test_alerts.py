@@ -97,6 +97,7 @@ def only_gpu(start_server: Callable[..., LocalServer]) -> Callable[..., LocalSer
     return start
 
 
+@pytest.mark.requirement("isolation 2.2")
 def test_each_alert_fires_when_it_should_and_not_before() -> None:
     for command in (["test", "rules", "alerts_test.yml"], ["check", "config", "prometheus.yml"]):
         judged = subprocess.run(

@@ -43,6 +43,7 @@ def tensor(wire: Any, rows: list[list[float]]) -> Any:
     return wire.types.Tensor(data=data, dtype=wire.types.DATA_TYPE_F32, shape=[len(rows), len(rows[0])])
 
 
+@pytest.mark.requirement("isolation 3.2")
 @pytest.mark.requirement("isolation 12.5")
 @pytest.mark.parametrize(
     ("texts", "field"),
@@ -98,6 +99,7 @@ def test_an_oversized_message_is_out_of_range(wire: Any, embed: Any, refused: An
     assert refused(embed, request).code == grpc.StatusCode.OUT_OF_RANGE
 
 
+@pytest.mark.requirement("isolation 3.2")
 def test_an_unknown_model_lists_the_known_ones(wire: Any, embed: Any, refused: Any) -> None:
     refusal = refused(embed, wire.embedding.GenerateEmbeddingsRequest(model="gpt-5", texts=["x"]))
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.NOT_FOUND, "MODEL_NOT_FOUND")
@@ -150,6 +152,7 @@ def test_a_call_that_takes_too_long_is_given_up_by_the_server_with_a_reason(wire
     assert (refusal.code, refusal.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "DEADLINE_EXPIRED")
 
 
+@pytest.mark.requirement("isolation 4.2")
 @pytest.mark.parametrize(
     ("change", "field"),
     [

@@ -149,6 +149,7 @@ def test_libtorchs_cuda_half_is_loaded_where_there_is_a_driver(
     assert "shows no device to CUDA" in status.detail
 
 
+@pytest.mark.requirement("isolation 2.2")
 def test_gpus_are_listed_as_nvml_knows_them_and_as_cuda_counts_them(
     wire: Any, with_driver: LocalServer, open_channel: Any
 ) -> None:

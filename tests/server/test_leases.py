@@ -34,6 +34,7 @@ def client(server: LocalServer, tenant: str) -> medkg.GpuClient:
     return medkg.GpuClient(address=server.address, tenant=tenant, timeout=60)
 
 
+@pytest.mark.requirement("isolation 2.2")
 def test_a_lease_is_its_tenants_own_and_ends_once(lend: Callable[..., LocalServer], played: PlayedGpu) -> None:
     server = lend(played)
     mine, other = client(server, "mine"), client(server, "other")
@@ -244,6 +245,7 @@ def test_a_model_that_does_not_fit_beside_the_others_says_what_holds_the_memory(
     assert lease.memory_bytes == MIB
 
 
+@pytest.mark.requirement("isolation 2.3")
 def test_a_model_is_not_loaded_into_memory_that_is_leased(
     lend: Callable[..., LocalServer], reranker_dir: Path, tmp_path: Path, wire: Any, open_channel: Any
 ) -> None:

@@ -54,6 +54,9 @@ def in_work(channel: grpc.Channel, wire: Any, server: LocalServer) -> None:
     eventually(lambda: any(line.get("method") == "GpuService/GetStatus" for line in server.events()))
 
 
+@pytest.mark.requirement("isolation 4.2")
+@pytest.mark.requirement("isolation 3.2")
+@pytest.mark.requirement("isolation 2.4")
 @pytest.mark.requirement("isolation 2.5")
 @pytest.mark.requirement("isolation 3.4")
 @pytest.mark.requirement("isolation 4.4")
@@ -80,6 +83,7 @@ def test_a_role_is_not_serving_before_its_models_are_ready(
     server.stop()
 
 
+@pytest.mark.requirement("isolation 2.3")
 @pytest.mark.requirement("isolation 7.4")
 def test_a_broken_model_shows_in_the_health_of_its_role_only(
     start_server: Callable[..., LocalServer], open_channel: Any, tmp_path: Any

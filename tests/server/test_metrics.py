@@ -93,6 +93,7 @@ def test_the_index_of_sparse_vectors_is_counted_as_it_comes_and_goes(measured: L
         assert scrape(measured)["medkg_collection_sparse_index_bytes"] == before
 
 
+@pytest.mark.requirement("isolation 2.4")
 def test_what_is_done_to_collections_is_counted_and_stays_so_when_they_are_dropped(measured: LocalServer) -> None:
     def told() -> dict[str, float]:
         return {name.removeprefix("medkg_"): value for name, value in scrape(measured).items()}
@@ -125,6 +126,7 @@ def test_what_is_done_to_collections_is_counted_and_stays_so_when_they_are_dropp
     assert dropped["search_duration_seconds_sum"] > before["search_duration_seconds_sum"]
 
 
+@pytest.mark.requirement("isolation 2.2")
 def test_the_gpus_memory_is_told_by_who_holds_it_and_whether_the_lease_store_answers(
     lend: Callable[..., LocalServer], redis: Redis, tmp_path: Path
 ) -> None:

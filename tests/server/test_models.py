@@ -70,6 +70,7 @@ def health(channel: grpc.Channel, service: str) -> bool:
     return bool(status == health_pb2.HealthCheckResponse.SERVING)
 
 
+@pytest.mark.requirement("isolation 2.3")
 def test_a_model_is_exchanged_under_load_and_every_answer_is_whole(
     operate: Callable[..., Operated], small: Callable[..., Written]
 ) -> None:
@@ -191,6 +192,7 @@ def test_golden_values_must_match_before_a_model_serves(
     assert "scores[0]" in operated.refused(lambda: operated.load("own", role="reranking")).message
 
 
+@pytest.mark.requirement("isolation 2.3")
 def test_the_model_asked_for_longest_ago_makes_room_and_comes_back_when_called(
     operate: Callable[..., Operated], small: Callable[..., Written]
 ) -> None:

@@ -71,6 +71,7 @@ def exact(metric: str, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
             return -np.linalg.norm(q[:, None, :] - r[None, :, :], axis=2)
 
 
+@pytest.mark.requirement("isolation 2.4")
 @pytest.mark.parametrize("metric", ["COSINE", "DOT", "L2"])
 def test_search_equals_numpy_in_float64(vectors: Vectors, metric: str) -> None:
     random = np.random.default_rng(7)
