@@ -16,6 +16,9 @@ FOLDERS = ("rust", "gpu-server", "python", "tests", "examples", "bench", "ops")
 # Names that say nothing about what is inside.
 VAGUE = frozenset({"util", "utils", "common", "helper", "helpers", "manager", "managers", "misc", "shared"})
 LONGEST = 500
+# What types are called that only look like the real thing, and the libraries that make such.
+STANDS_IN = re.compile(r"(?i:simulat(or|ed|ion)|mock|fake|dummy|vllmclient)")
+USE_THE_REAL_THING = "use the real thing (CONTRIBUTING.md, Tests)"
 # Crates that cannot forbid unsafe code outright, and the modules of theirs that may say it. PyO3's macros expand to it,
 # so medkg-py cannot forbid it; its own code needs none.
 UNSAFE_MODULES: dict[str, tuple[str, ...]] = {
@@ -68,6 +71,30 @@ def unsafe_is_named(root: Path) -> Iterator[str]:
                 continue
             for line, _ in rust_mentions(path, r"\bunsafe\b|allow\(unsafe_code"):
                 yield f"{path.relative_to(root)}:{line} says unsafe: {allowed}"
+
+
+def nothing_is_simulated(root: Path) -> Iterator[str]:
+    """Check that no type stands in for a service, a device or a breaker, and that no test replaces one by a mock.
+
+    A test that needs a fault makes it on the real thing, or with the scripted peer of medkg-testkit.
+    """
+    for path in _sources(root):
+        where = path.relative_to(root)
+        if path.suffix == ".rs":
+            for line, text in rust_mentions(path, r"\b(struct|enum|trait|type)\s+\w*" + STANDS_IN.pattern + r"\w*"):
+                yield f"{where}:{line} has {text!r}: {USE_THE_REAL_THING}"
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            else:
+                continue
+            for name in filter(STANDS_IN.search, names):
+                yield f"{where}:{node.lineno} has {name!r}: {USE_THE_REAL_THING}"
 
 
 def _sources(root: Path) -> Iterator[Path]:

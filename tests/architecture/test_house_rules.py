@@ -20,9 +20,11 @@ RULES = [
     house_rules.files_are_short,
     house_rules.modules_say_what_they_are,
     house_rules.unsafe_is_named,
+    house_rules.nothing_is_simulated,
 ]
 
 
+@pytest.mark.requirement("observability 4.2")
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_the_rule_holds(rule: Rule, repository: Path) -> None:
     """Judge the repository itself."""
@@ -62,6 +64,21 @@ BROKEN: list[tuple[Rule, dict[str, str], str]] = [
         house_rules.unsafe_is_named,
         {**workspace(medkg_py=""), "rust/medkg-py/src/arrays.rs": "#![allow(unsafe_code)]\n"},
         "rust/medkg-py/src/arrays.rs:1 says unsafe: no file",
+    ),
+    (
+        house_rules.nothing_is_simulated,
+        {"rust/x/src/a.rs": "//! A mock is a bird.\npub struct MockBreaker;\n"},
+        "rust/x/src/a.rs:2 has 'struct MockBreaker'",
+    ),
+    (
+        house_rules.nothing_is_simulated,
+        {"python/medkg/a.py": "class MinerUSimulator: ...\n"},
+        "python/medkg/a.py:1 has 'MinerUSimulator'",
+    ),
+    (
+        house_rules.nothing_is_simulated,
+        {"tests/a.py": "from unittest import mock\n"},
+        "tests/a.py:1 has 'unittest.mock'",
     ),
 ]
 
