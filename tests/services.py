@@ -18,10 +18,17 @@ DEBIAN = Path(os.environ.get("MEDKG_CACHE", Path.home() / ".cache" / "medkg")) /
 
 def program(name: str) -> str:
     """Its path; without it the test is skipped."""
-    path = shutil.which(name) or shutil.which(name, path=str(DEBIAN / "bin"))
+    path = shutil.which(name) or shutil.which(name, path=f"{DEBIAN / 'bin'}{os.pathsep}{DEBIAN / 'sbin'}")
     if path is None:
         pytest.skip(f"{name} is not installed: run `ops/dev/setup.sh services`")
     return path
+
+
+def environment() -> dict[str, str]:
+    """With the libraries that came with the programs."""
+    libraries = [str(folder) for folder in (DEBIAN / "lib").glob("*-linux-gnu*")]
+    paths = os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
+    return {**os.environ, "LD_LIBRARY_PATH": paths}
 
 
 def free_port() -> int:
@@ -42,8 +49,6 @@ class Redis:
 
     def start(self) -> None:
         """Waits until it answers."""
-        libraries = [str(folder) for folder in (DEBIAN / "lib").glob("*-linux-gnu*")]
-        paths = os.pathsep.join([*libraries, *filter(None, [os.environ.get("LD_LIBRARY_PATH")])])
         self.folder.mkdir(parents=True, exist_ok=True)
         settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
         with (self.folder / "log").open("ab") as log:
@@ -51,7 +56,7 @@ class Redis:
                 [program("redis-server"), *settings],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "LD_LIBRARY_PATH": paths},
+                env=environment(),
             )
         deadline = time.monotonic() + 60
         while True:
@@ -89,6 +94,43 @@ class Redis:
     def _running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None, "it was not started"
         return self.process
+
+
+class NameServer:
+    """A `dnsmasq` on the loopback that knows what it is told and nothing else."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.address = f"127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def serve(self, *records: str) -> None:
+        """Serves `--host-record=...` and `--srv-host=...` from now on, and waits until it does. Answers hold for a second."""
+        self.stop()
+        settings = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--local-ttl=1"]
+        settings += ["--bind-interfaces", "--listen-address=127.0.0.1", f"--port={self.port}", "--pid-file="]
+        settings += ["--user=", "--group=", "--local=/test/", "--host-record=ready.test,127.0.0.1"]
+        self.process = subprocess.Popen([program("dnsmasq"), *settings, *records], env=environment())
+        # A query for A of ready.test (RFC 1035, section 4).
+        query = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x05ready\x04test\x00\x00\x01\x00\x01"
+        deadline = time.monotonic() + 30
+        with socket.socket(type=socket.SOCK_DGRAM) as wire:
+            wire.settimeout(0.1)
+            while True:
+                try:
+                    wire.sendto(query, ("127.0.0.1", self.port))
+                    if wire.recv(512):
+                        return
+                except OSError:
+                    assert self.process.poll() is None, "dnsmasq has ended"
+                    assert time.monotonic() < deadline, "dnsmasq does not answer"
+
+    def stop(self) -> None:
+        """Ends it: nobody answers any more."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait(30)
+            self.process = None
 
 
 def _reply(answer: IO[bytes]) -> bytes:

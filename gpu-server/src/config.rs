@@ -7,6 +7,7 @@ pub mod models;
 pub mod models_file;
 pub mod operator;
 mod production;
+mod redis_stores;
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -17,9 +18,11 @@ use clap::ValueEnum;
 
 pub use arguments::Arguments;
 pub use device_choice::DeviceChoice;
+use medkg_registry::RegistryConfig;
 pub use memory_thresholds::MemoryThresholds;
 use models::{ModelSource, ModelSpec, Purpose};
 use models_file::{Listed, ModelsFile};
+use redis_stores::{lease_store, registry};
 
 /// A service that this process offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
@@ -105,6 +108,8 @@ pub struct ServerConfig {
     pub lease_grace: Duration,
     /// Where the processes of a host tell each other of their leases.
     pub lease_store: Option<redis::Client>,
+    /// Where this server says that it is there, and how clients reach it.
+    pub registry: Option<(RegistryConfig, medkg_registry::Server)>,
     /// From which fractions on the GPU's memory is told to be short.
     pub memory_thresholds: MemoryThresholds,
     /// The models that flags name, in their order.
@@ -170,6 +175,7 @@ impl ServerConfig {
         let model_root = root("--model-root", arguments.model_root.as_ref());
         let backup_root = root("--backup-root", arguments.backup_root.as_ref());
         let lease_store = lease_store(arguments.lease_store.as_deref(), &mut problems);
+        let registry = registry(&arguments, &roles, &mut problems);
         problems.extend(durations(&arguments));
         if arguments.require_gpu_at_start && arguments.device == DeviceChoice::Cpu {
             problems.push(
@@ -209,6 +215,7 @@ impl ServerConfig {
             lost_grace: Duration::from_secs_f64(arguments.gpu_lost_grace),
             lease_grace: Duration::from_secs_f64(arguments.lease_grace),
             lease_store,
+            registry,
             memory_thresholds,
             compute_type: arguments.dtype,
             threads: if arguments.threads == 0 {
@@ -240,17 +247,6 @@ impl ServerConfig {
                 }),
         })
     }
-}
-
-/// The Redis of the leases. A problem is told without the URL, which may hold a password.
-fn lease_store(url: Option<&str>, problems: &mut Vec<String>) -> Option<redis::Client> {
-    let client = redis::Client::open(url.filter(|url| !url.is_empty())?);
-    let tell = |error| {
-        problems.push(format!(
-            "--lease-store: {error}; expected redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH"
-        ));
-    };
-    client.map_err(tell).ok()
 }
 
 /// What is wrong with the times.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::OptionFuture;
+use medkg_registry::{Keeper, Registry, RegistryConfig};
 use tokio::net::TcpListener;
 use tokio::sync::{OnceCell, watch};
 use tokio_stream::StreamExt as _;
@@ -143,6 +144,7 @@ impl Bound {
                 tracing::error!(%error, "not serving: every call is refused until the server is restarted where a GPU is");
             }
         }
+        let port = everyone.1.port();
         let engine = Engine::start(&config, device)?;
         let (stop, stopping) = watch::channel(false);
         let collections = Arc::new(OnceCell::new());
@@ -192,6 +194,11 @@ impl Bound {
             .map(drop)
         };
         tokio::pin!(serving);
+        let keeper = config
+            .registry
+            .clone()
+            .map(|registered| keep(registered, port))
+            .transpose()?;
         let lost = tokio::select! {
             ended = &mut serving => return Ok(ended?),
             signal = signals.next() => {
@@ -200,6 +207,8 @@ impl Bound {
             }
             fault = lost(&engine.latch, config.lost_grace) => Some(fault),
         };
+        // Beside the drain: a registry that does not answer must not hold it up.
+        let leaving = keeper.map(|keeper| tokio::spawn(keeper.leave()));
         let _ = stop.send(true);
         truth.publish(&reporter).await;
         let last_answer = async {
@@ -220,6 +229,9 @@ impl Bound {
         }
         // What was handed to the sockets must also arrive.
         let _ = tokio::time::timeout(CLOSE, open.none_left()).await;
+        if let Some(leaving) = leaving {
+            let _ = tokio::time::timeout(CLOSE, leaving).await;
+        }
         if let Some(neighbours) = &engine.neighbours {
             neighbours.leave().await;
         }
@@ -235,6 +247,17 @@ impl Bound {
         tracing::info!("stopped");
         lost.map_or(Ok(()), |fault| Err(ServeError::Lost(fault)))
     }
+}
+
+/// Says in the registry that this server is there. Port 0 of the advertised address stands for the one that was taken.
+fn keep((registry, server): (RegistryConfig, medkg_registry::Server), port: u16) -> Result<Keeper, ServeError> {
+    let registry = Registry::new(registry).map_err(Error::internal)?;
+    let address = match server.address.strip_suffix(":0") {
+        Some(host) => format!("{host}:{port}"),
+        None => server.address,
+    };
+    let server = medkg_registry::Server { address, ..server };
+    Ok(Keeper::begin(Arc::new(registry), server, medkg_registry::LEASE))
 }
 
 /// What the probe says; that it says nothing is an answer too.

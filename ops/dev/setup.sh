@@ -138,7 +138,7 @@ END
 debian() {
     local root="$MEDKG_CACHE/debian" program=$1 work file
     shift
-    if command -v "$program" >/dev/null || [ -x "$root/usr/bin/$program" ]; then return; fi
+    if command -v "$program" >/dev/null || [ -x "$root/usr/bin/$program" ] || [ -x "$root/usr/sbin/$program" ]; then return; fi
     say "fetching $program from Debian ($*)"
     mkdir -p "$root"
     work="$(mktemp -d "$root/.fetch.XXXXXX")"
@@ -153,6 +153,8 @@ debian() {
 # What tests start beside gpu-server.
 services() {
     debian prometheus prometheus
+    debian dnsmasq dnsmasq-base libdbus-1-3 libgmp10 libhogweed6 libidn2-0 libjansson4 libmnl0 libnetfilter-conntrack3 \
+        libnettle8 libnfnetlink0 libnftables1 libnftnl11 libunistring2 libxtables12
     debian redis-server redis-server redis-tools libatomic1 libjemalloc2 liblzf1
 }
 

@@ -30,13 +30,15 @@ if TYPE_CHECKING:
         GpuClient,
         GPUEmbeddingClient,
         Qwen3GRPCClient,
+        Registration,
         RerankingClient,
+        ServiceRegistry,
         Services,
         VectorClient,
         connect,
     )
     from medkg.client.native import version as __version__
-    from medkg.config import CacheConfig, ClientConfig, TlsConfig
+    from medkg.config import CacheConfig, ClientConfig, RegistryConfig, TlsConfig
     from medkg.errors import (
         AlreadyExistsError,
         AuthenticationError,
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
         RankedDocument,
         RankFusion,
         RecallReport,
+        RegisteredServer,
         RerankBatchResult,
         RerankQuery,
         RerankResult,
@@ -139,12 +142,16 @@ __all__ = [
     "RankedDocument",
     "RateLimitedError",
     "RecallReport",
+    "RegisteredServer",
+    "Registration",
+    "RegistryConfig",
     "RerankBatchResult",
     "RerankQuery",
     "RerankResult",
     "RerankingClient",
     "RerankingValidationError",
     "ServiceError",
+    "ServiceRegistry",
     "ServiceTimeoutError",
     "ServiceUnavailableError",
     "Services",

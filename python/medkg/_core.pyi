@@ -26,6 +26,7 @@ from medkg.results import (
     ModelInfo,
     RankFusion,
     RecallReport,
+    RegisteredServer,
     RerankBatchResult,
     RerankQuery,
     RerankResult,
@@ -54,6 +55,8 @@ __all__ = [
     "Embedding",
     "EmbeddingStream",
     "Gpu",
+    "Registration",
+    "Registry",
     "Reranking",
     "StatusWatch",
     "Vector",
@@ -298,6 +301,19 @@ class AsyncVector:
     def endpoints(self) -> list[EndpointInfo]: ...
     def reset_breakers(self, address: str | None) -> int: ...
     def close(self) -> None: ...
+
+@final
+class Registry:
+    def __new__(cls, config: ClientConfig) -> Self: ...
+    def servers(self) -> list[RegisteredServer]: ...
+    def endpoints(self, noun: str, timeout: float) -> list[EndpointInfo]: ...
+    def register(self, address: str, services: list[str], lease: float | None) -> Registration: ...
+    def deregister(self, address: str) -> bool: ...
+    def close(self) -> None: ...
+
+@final
+class Registration:
+    def leave(self) -> None: ...
 
 class Gpu:
     def __new__(cls, config: ClientConfig) -> Self: ...

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-__all__ = ["CacheConfig", "ClientConfig", "TlsConfig"]
+__all__ = ["CacheConfig", "ClientConfig", "RegistryConfig", "TlsConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,13 +54,30 @@ class CacheConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryConfig:
+    """A registry in Redis, in which servers say that they are there (``gpu-server --registry``).
+
+    Attributes:
+        redis: ``redis://HOST:PORT``, ``rediss://`` (TLS) or ``unix:///PATH``. Required.
+        cluster: Which servers are meant; those of a cluster are interchangeable. Default: ``"default"``.
+    """
+
+    redis: str | None = field(default=None, repr=False)
+    cluster: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
     """How a client behaves; every field is optional.
 
     Attributes:
-        address: ``http://HOST:PORT`` (plaintext) or ``https://HOST:PORT`` (TLS 1.3).
+        address: ``http://HOST:PORT`` (plaintext) or ``https://HOST:PORT`` (TLS 1.3); or a name that leads to several
+            servers: ``dns+https://HOST:PORT`` (each A record is a server, or each AAAA record where there is no A record) or
+            ``srv+https://NAME`` (each SRV record). A name is looked up again when its TTL is over, and when a server fails.
         addresses: Several servers, instead of ``address``: interchangeable for embedding and reranking. Vector search
             and the GPU service use the first one only, because each server holds its own collections and leases.
+        registry: Servers are those that are registered there, instead of ``address`` and ``addresses``.
+        name_server: ``IP:PORT`` of the name server that is asked for names, instead of the system's.
         embedding_addresses: Addresses for the embedding service only, instead of ``addresses``.
         reranking_addresses: As ``embedding_addresses``, for reranking.
         vector_addresses: The one address of the server that holds the collections.
@@ -75,6 +92,9 @@ class ClientConfig:
         retry_budget: Retries per call, over all calls, beyond a small reserve; 0 turns every counted retry off.
         breaker_failures: Failures of the network in a row after which nothing is sent to an address for a while.
         breaker_cooldown: Seconds of the first such while; each further one is twice as long, up to eight times.
+        max_connections: Most connections to one address; another one is made once the others carry some sixty calls each.
+        max_pending: Most calls that are out at one address at once; more wait.
+        max_connection_age: Seconds after which new calls go over a new connection. Default: half an hour.
         max_batch_texts: Most texts, or query-document pairs, in one request; more are split.
         max_batch_bytes: Most bytes of texts or vectors in one request; more are split.
         max_concurrent_batches: Most requests of one call that are out at once.
@@ -84,6 +104,8 @@ class ClientConfig:
 
     address: str | None = None
     addresses: Sequence[str] | None = None
+    registry: RegistryConfig | None = None
+    name_server: str | None = None
     embedding_addresses: Sequence[str] | None = None
     reranking_addresses: Sequence[str] | None = None
     vector_addresses: Sequence[str] | None = None
@@ -97,6 +119,9 @@ class ClientConfig:
     retry_budget: float | None = None
     breaker_failures: int | None = None
     breaker_cooldown: float | None = None
+    max_connections: int | None = None
+    max_pending: int | None = None
+    max_connection_age: float | None = None
     max_batch_texts: int | None = None
     max_batch_bytes: int | None = None
     max_concurrent_batches: int | None = None

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 MAY_NEED: dict[str, set[str]] = {
     "medkg-proto": set(),
     "medkg-tls": set(),
+    "medkg-registry": set(),
     "medkg-telemetry": set(),
-    "medkg-client": {"medkg-proto", "medkg-tls", "medkg-telemetry"},
+    "medkg-client": {"medkg-proto", "medkg-registry", "medkg-tls", "medkg-telemetry"},
     "medkg-py": {"medkg-client", "medkg-telemetry", "medkg-tls"},
     "medkg-gateway": {"medkg-client", "medkg-telemetry", "medkg-tls"},
     "medkg-testkit": {"medkg-proto", "medkg-tls", "medkg-telemetry"},
-    "gpu-server": {"medkg-proto", "medkg-tls", "medkg-telemetry"},
+    "gpu-server": {"medkg-proto", "medkg-registry", "medkg-tls", "medkg-telemetry"},
 }
 TEST_ONLY = "medkg-testkit"
 # Foreign crates with one home.

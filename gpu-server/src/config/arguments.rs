@@ -46,6 +46,16 @@ pub struct Arguments {
     /// or <unix:///run/redis.sock>; with <rediss://> over TLS. Give a password in the environment, not here.
     #[arg(long, env = "MEDKG_LEASE_STORE", hide_env_values = true)]
     pub(super) lease_store: Option<String>,
+    /// Redis in which this server says that it is there, so that clients find it, e.g. <redis://registry:6379>; with
+    /// <rediss://> over TLS. Give a password in the environment, not here.
+    #[arg(long, env = "MEDKG_REGISTRY", hide_env_values = true, requires = "advertise")]
+    pub(super) registry: Option<String>,
+    /// The cluster that it belongs to: clients take the servers of a cluster for interchangeable.
+    #[arg(long, env = "MEDKG_REGISTRY_CLUSTER", default_value = medkg_registry::CLUSTER)]
+    pub(super) registry_cluster: String,
+    /// Address at which clients reach this server, e.g. <https://gpu-0.gpu:7070>.
+    #[arg(long, env = "MEDKG_ADVERTISE")]
+    pub(super) advertise: Option<String>,
     /// Fraction of the GPU's memory in use from which on it is warned of.
     #[arg(long, env = "MEDKG_GPU_MEMORY_WARN", default_value = "0.85")]
     pub(super) gpu_memory_warn: f64,

@@ -16,6 +16,7 @@ from __future__ import annotations
 from medkg.client.embedding import EmbeddingClient
 from medkg.client.gpu import GpuClient
 from medkg.client.qwen3 import GPUEmbeddingClient, Qwen3GRPCClient
+from medkg.client.registry import Registration, ServiceRegistry
 from medkg.client.reranking import RerankingClient
 from medkg.client.services import Services, connect
 from medkg.client.vector import VectorClient
@@ -25,7 +26,9 @@ __all__ = [
     "GPUEmbeddingClient",
     "GpuClient",
     "Qwen3GRPCClient",
+    "Registration",
     "RerankingClient",
+    "ServiceRegistry",
     "Services",
     "VectorClient",
     "connect",

@@ -6,7 +6,7 @@ from medkg.results.embedding import EmbeddingResult, SparseEmbeddingResult
 from medkg.results.gpu import DeviceDetails, DeviceInfo, GpuStatus, Lease, LeaseInfo
 from medkg.results.models import ModelInfo, TokenizerFile
 from medkg.results.reranking import RankedDocument, RerankBatchResult, RerankQuery, RerankResult
-from medkg.results.usage import CacheStats, EndpointInfo, Usage
+from medkg.results.usage import CacheStats, EndpointInfo, RegisteredServer, Usage
 from medkg.results.vector import (
     CollectionInfo,
     CollectionStatistics,
@@ -42,6 +42,7 @@ __all__ = [
     "RankFusion",
     "RankedDocument",
     "RecallReport",
+    "RegisteredServer",
     "RerankBatchResult",
     "RerankQuery",
     "RerankResult",

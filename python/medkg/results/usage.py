@@ -63,12 +63,18 @@ class EndpointInfo:
     """What this process knows of a server's address; its clients share it.
 
     Attributes:
-        address: As it was configured.
+        address: As it was configured, or found.
         breaker: What its circuit breaker does: ``"closed"`` lets calls through, ``"open"`` refuses them for a while,
             ``"half_open"`` lets one through to see whether the server answers. Only failures of the network open it.
         retry_after: Seconds until the breaker lets a call through again; None if it does.
         changes: The last changes of the breaker, the newest last: how many seconds ago, and to what.
-        pending: Calls that are out.
+        opened: How often the breaker has opened.
+        pending: Calls that are out, those included that wait because ``max_pending`` are.
+        serving: What the server says of the service (``grpc.health.v1``): ``"serving"``, ``"not_serving"`` or ``"unknown"``.
+            It is asked only where there is a choice between several servers.
+        set_aside: True while it is left alone because it fails far more often than the others.
+        slowness: How long its answers take, 1.0 being what answers to calls of that method and size take at all servers;
+            None before the first, and where there is one server only.
         last_failure: What went wrong last, if anything did.
     """
 
@@ -76,5 +82,22 @@ class EndpointInfo:
     breaker: Literal["closed", "open", "half_open"]
     retry_after: float | None
     changes: list[tuple[float, str]]
+    opened: int
     pending: int
+    serving: Literal["unknown", "serving", "not_serving"]
+    set_aside: bool
+    slowness: float | None
     last_failure: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class RegisteredServer:
+    """A server that a registry lists.
+
+    Attributes:
+        address: As clients reach it.
+        services: What it serves: ``"embedding"``, ``"reranking"``, ``"vector"``, ``"gpu"``.
+    """
+
+    address: str
+    services: list[str]

@@ -5,26 +5,32 @@
 //! own timer stops at the response's headers. What happens after a failure is decided by [`crate::policy`]; this module
 //! only carries it out.
 
+mod failing;
+
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use medkg_telemetry::names::{ERROR_DOMAIN, Reason};
 use medkg_telemetry::tenant::{RequestId, TenantError, TenantId};
 use medkg_telemetry::trace_context::TraceContext;
+use prost::Message;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
-use tonic_types::StatusExt as _;
+use tonic::{Request, Status};
 
+use crate::balance::Pool;
 use crate::config::{ClientConfig, ConfigError};
-use crate::connection::{AttemptError, explain};
-use crate::endpoint::{Admitted, AllOpen, Endpoint, EndpointStatus, Endpoints, Place, Pool};
-use crate::error::{ClientError, FieldViolation};
+use crate::connection::AttemptError;
+use crate::endpoint::{Admitted, Endpoint, EndpointStatus, Endpoints, Place};
+use crate::error::ClientError;
+use crate::members::Members;
 use crate::policy::backoff::Delays;
 use crate::policy::breaker::{BreakerState, Outcome, Permit};
 use crate::policy::budget::RetryBudget;
-use crate::policy::classify::{ErrorKind, Failed, Service, classify};
+use crate::policy::classify::{Failed, Service};
 use crate::policy::deadline::Deadline;
-use crate::policy::retry::{Decision, Situation, Stop, decide};
+use crate::policy::retry::{Decision, Situation, decide};
+
+use failing::{describe, judge};
 
 /// What a caller can say about one call. None means the client's configuration, or a fresh random value.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -104,7 +110,7 @@ pub(crate) struct Answer<T> {
 pub(crate) struct Caller {
     pub(crate) service: Service,
     pub(crate) config: Arc<ClientConfig>,
-    pool: Pool,
+    pub(crate) pool: Pool,
     budget: Arc<RetryBudget>,
 }
 
@@ -120,14 +126,11 @@ impl Caller {
         budget: Arc<RetryBudget>,
         endpoints: &Endpoints,
     ) -> Result<Self, ConfigError> {
-        let addresses = config.addresses(service).iter();
-        let pool = addresses
-            .map(|address| endpoints.get(address, &config.endpoint))
-            .collect::<Result<_, _>>()?;
+        let members = Members::new(service, &config, endpoints)?;
         Ok(Self {
             service,
             config,
-            pool: Pool::new(pool),
+            pool: Pool::new(service, members),
             budget,
         })
     }
@@ -140,8 +143,7 @@ impl Caller {
     /// Closes the breaker of an address, or of all; how many were not closed.
     pub(crate) fn reset_breakers(&self, address: Option<&str>) -> Result<usize, ClientError> {
         self.pool.reset(address, now()).ok_or_else(|| {
-            let known: Vec<&str> = self.pool.addresses().collect();
-            let problem = format!("is not an address of this client; it has {}", known.join(", "));
+            let problem = format!("is not an address of this client; it has {}", self.pool.addresses());
             ClientError::invalid(self.service, "reset_breakers", "address", &problem)
         })
     }
@@ -195,9 +197,17 @@ impl Caller {
         send: impl Fn(Channel, Request<M>) -> F,
     ) -> Result<Answer<T>, ClientError>
     where
+        M: Message,
         F: Future<Output = Result<T, Status>>,
     {
-        let answer = self.attempts(call, self.progress(call), make, send).await;
+        let progress = self.progress(call);
+        let bytes = Arc::clone(&progress.bytes);
+        let make = || {
+            let message = make();
+            bytes.store(message.encoded_len(), Ordering::Relaxed);
+            message
+        };
+        let answer = self.attempts(call, progress, make, send).await;
         answer.map(|(answer, _)| answer)
     }
 
@@ -210,6 +220,7 @@ impl Caller {
             tried: Vec::new(),
             attempts: 0,
             paced: 0,
+            bytes: Arc::default(),
         }
     }
 
@@ -229,12 +240,25 @@ impl Caller {
             let Some(remaining) = progress.remaining() else {
                 return Err(call.sign(self.too_late(call, progress.attempts)));
             };
-            let Admitted { place, permit } = match self.pool.pick(&progress.tried, now()) {
+            if let Err(nobody) = self.pool.ready(remaining).await {
+                let error = self.nobody(call.method.name, nobody);
+                return Err(call.sign(error.with(|failure| failure.attempts = progress.attempts)));
+            }
+            let picked = self.pool.pick(&progress.tried, &mut progress.random, now());
+            let Admitted { mut place, permit } = match picked {
                 Ok(admitted) => admitted,
-                Err(all_open) => return Err(call.sign(self.circuit_open(call, all_open, progress.attempts))),
+                Err(all_open) => return Err(call.sign(self.circuit_open(call, &all_open, progress.attempts))),
+            };
+            self.changed(call, &place.endpoint, permit.change());
+            if tokio::time::timeout(remaining, place.enter()).await.is_err() {
+                return Err(call.sign(self.too_late(call, progress.attempts)));
+            }
+            let Some(remaining) = progress.remaining() else {
+                return Err(call.sign(self.too_late(call, progress.attempts)));
             };
             progress.attempts += 1;
-            let connection = &place.endpoint.connection;
+            let began = now();
+            let connection = place.connection();
             let attempt = connection.run(|channel| send(channel, call.request(make(), remaining)));
             let result = match tokio::time::timeout(remaining, attempt).await {
                 Ok(result) => result,
@@ -242,7 +266,11 @@ impl Caller {
             };
             let error = match result {
                 Ok(message) => {
-                    permit.report(now(), Outcome::Success);
+                    let now = now();
+                    self.changed(call, &place.endpoint, permit.report(now, Outcome::Success));
+                    let what = (call.method.name, progress.bytes.load(Ordering::Relaxed));
+                    self.pool
+                        .note_answer(&place, what, now.saturating_duration_since(began), now);
                     let retries = progress.attempts - 1;
                     return Ok((Answer { message, retries }, place));
                 }
@@ -261,7 +289,7 @@ impl Caller {
         error: AttemptError,
     ) -> Result<(), ClientError> {
         progress.attempts += 1;
-        let permit = place.endpoint.admit(now());
+        let permit = place.endpoint.breaker.admit(now()).ok();
         self.recover(call, progress, place, permit, error).await
     }
 
@@ -275,18 +303,28 @@ impl Caller {
         error: AttemptError,
     ) -> Result<(), ClientError> {
         let failed = judge(&error);
-        match (&error, permit) {
-            // One dial is one failure, however many calls waited for it; the one that dialled reports it.
-            (AttemptError::NotConnected { shared: true, .. }, permit) => drop(permit),
-            (_, Some(permit)) if failed.counts() => permit.report(now(), Outcome::Failure),
-            (_, Some(permit)) => permit.report(now(), Outcome::Answered),
-            (_, None) => {}
-        }
-        if !progress.tried.contains(&place.index) {
-            progress.tried.push(place.index);
-        }
         let endpoint = Arc::clone(&place.endpoint);
         drop(place);
+        // One dial is one failure, however many calls waited for it; the one that dialled reports it.
+        let shared = matches!(error, AttemptError::NotConnected { shared: true, .. });
+        if let (Some(permit), false) = (permit, shared) {
+            let outcome = if failed.counts() {
+                Outcome::Failure
+            } else {
+                Outcome::Answered
+            };
+            self.changed(call, &endpoint, permit.report(now(), outcome));
+        }
+        if failed.counts() && !shared && self.pool.note_failure(&endpoint, now()) {
+            let address = endpoint.address.as_str();
+            tracing::warn!(
+                address,
+                "it fails far more often than the others; it is set aside for a while"
+            );
+        }
+        if !progress.tried.contains(&endpoint.id()) {
+            progress.tried.push(endpoint.id());
+        }
         match self.next(call, progress, failed) {
             Decision::Retry { after, .. } => {
                 endpoint.note_failure(&describe(&error));
@@ -301,6 +339,53 @@ impl Caller {
                     endpoint.note_failure(&error.message);
                 }
                 Err(call.sign(error))
+            }
+        }
+    }
+
+    /// Tells of a breaker that changed, and which call it was that changed it.
+    fn changed(&self, call: &Call, endpoint: &Endpoint, change: Option<BreakerState>) {
+        let Some(state) = change else { return };
+        let (address, service, method) = (endpoint.address.as_str(), self.service.name(), call.method.name);
+        let (tenant, request_id) = (call.tenant.as_str(), call.request_id.as_str());
+        let trace_id = call.trace.trace_id_hex();
+        let opened = endpoint.breaker.opened();
+        match state {
+            BreakerState::Open => {
+                tracing::warn!(
+                    address,
+                    service,
+                    method,
+                    tenant,
+                    request_id,
+                    trace_id,
+                    opened,
+                    "the circuit breaker opened: nothing is sent there for a while"
+                );
+            }
+            BreakerState::HalfOpen => {
+                tracing::info!(
+                    address,
+                    service,
+                    method,
+                    tenant,
+                    request_id,
+                    trace_id,
+                    opened,
+                    "the circuit breaker is half open: this call is the probe"
+                );
+            }
+            BreakerState::Closed => {
+                tracing::info!(
+                    address,
+                    service,
+                    method,
+                    tenant,
+                    request_id,
+                    trace_id,
+                    opened,
+                    "the circuit breaker closed: calls go there again"
+                );
             }
         }
     }
@@ -327,70 +412,6 @@ impl Caller {
         }
         decision
     }
-
-    fn too_late(&self, call: &Call, attempts: u32) -> ClientError {
-        let message = "the deadline passed before the request could be made; give the call more time".to_owned();
-        let name = call.method.name;
-        ClientError::new(ErrorKind::Timeout, Code::DeadlineExceeded, self.service, name, message).with(|failure| {
-            Reason::DeadlineExpired.as_str().clone_into(&mut failure.reason);
-            failure.attempts = attempts;
-        })
-    }
-
-    fn circuit_open(&self, call: &Call, all_open: AllOpen, attempts: u32) -> ClientError {
-        let endpoint = self.pool.get(all_open.index);
-        let addresses: Vec<_> = self.pool.addresses().collect();
-        let message = format!(
-            "{} failed repeatedly, so nothing is sent for another {:.1} s; last failure: {}",
-            addresses.join(", "),
-            all_open.retry_after.as_secs_f64(),
-            endpoint
-                .and_then(Endpoint::last_failure)
-                .unwrap_or_else(|| "none on record".to_owned()),
-        );
-        let name = call.method.name;
-        ClientError::new(ErrorKind::CircuitOpen, Code::Unavailable, self.service, name, message).with(|failure| {
-            endpoint
-                .map_or("", |endpoint| endpoint.address.as_str())
-                .clone_into(&mut failure.endpoint);
-            failure.attempts = attempts;
-            failure.retryable = true;
-            failure.retry_after = Some(all_open.retry_after);
-            failure.breaker_state = Some(BreakerState::Open);
-        })
-    }
-
-    fn give_up(
-        &self,
-        call: &Call,
-        endpoint: &Endpoint,
-        error: &AttemptError,
-        failed: Failed,
-        stop: Stop,
-        attempts: u32,
-    ) -> ClientError {
-        let code = match error {
-            AttemptError::NotConnected { .. } => Code::Unavailable,
-            AttemptError::Elapsed => Code::DeadlineExceeded,
-            AttemptError::Status(status) => match failed.kind {
-                // tonic gives transport errors and timeouts codes that say something else.
-                ErrorKind::Unavailable => Code::Unavailable,
-                ErrorKind::Timeout => Code::DeadlineExceeded,
-                _ => status.code(),
-            },
-        };
-        ClientError::new(failed.kind, code, self.service, call.method.name, describe(error)).with(|failure| {
-            endpoint.address.as_str().clone_into(&mut failure.endpoint);
-            failure.attempts = attempts;
-            failure.retryable = failed.kind.is_transient() && !stop.exhausted();
-            failure.retry_after = failed.pushback;
-            failure.breaker_state = Some(endpoint.breaker_state(now()));
-            if let AttemptError::Status(status) = error {
-                failure.reason = error_info(status).unwrap_or_default();
-                failure.field_violations = field_violations(status);
-            }
-        })
-    }
 }
 
 /// How far a request has got.
@@ -399,80 +420,16 @@ pub(crate) struct Progress {
     deadline: Deadline,
     delays: Delays,
     random: fastrand::Rng,
-    tried: Vec<usize>,
+    tried: Vec<u64>,
     attempts: u32,
     paced: u32,
+    /// The size of the message that was sent last: how long an answer takes depends on it.
+    bytes: Arc<AtomicUsize>,
 }
 
 impl Progress {
     /// The time that is left; none once it is over.
     pub(crate) fn remaining(&self) -> Option<Duration> {
         self.deadline.remaining(now())
-    }
-}
-
-/// `reason` of the status' `ErrorInfo`, if it is medkg's.
-fn error_info(status: &Status) -> Option<String> {
-    status
-        .get_details_error_info()
-        .filter(|info| info.domain == ERROR_DOMAIN)
-        .map(|info| info.reason)
-}
-
-fn field_violations(status: &Status) -> Vec<FieldViolation> {
-    let violations = status
-        .get_details_bad_request()
-        .map(|details| details.field_violations)
-        .unwrap_or_default();
-    violations
-        .into_iter()
-        .map(|v| FieldViolation {
-            field: v.field,
-            description: v.description,
-        })
-        .collect()
-}
-
-fn judge(error: &AttemptError) -> Failed {
-    let origin = error.origin();
-    match error {
-        AttemptError::NotConnected { .. } => Failed {
-            kind: classify(Code::Unavailable, None, origin),
-            origin,
-            pushback: None,
-            loading: false,
-        },
-        AttemptError::Elapsed => Failed {
-            kind: classify(Code::DeadlineExceeded, None, origin),
-            origin,
-            pushback: None,
-            loading: false,
-        },
-        AttemptError::Status(status) => {
-            let reason = error_info(status).and_then(|reason| reason.parse().ok());
-            let kind = classify(status.code(), reason, origin);
-            let pushback = status.get_details_retry_info().and_then(|info| info.retry_delay);
-            Failed {
-                kind,
-                origin,
-                pushback,
-                loading: reason == Some(Reason::ModelNotReady),
-            }
-        }
-    }
-}
-
-fn describe(error: &AttemptError) -> String {
-    match error {
-        AttemptError::NotConnected { why, .. } => why.to_string(),
-        AttemptError::Elapsed => "no answer within the deadline; give the call more time, or smaller input".to_owned(),
-        AttemptError::Status(status) => match std::error::Error::source(status) {
-            Some(source) => format!("the connection broke: {}", explain(source)),
-            None if status.message().is_empty() && status.code() == Code::Unimplemented => {
-                "the server does not offer this; it may be of another version, or run without this role".to_owned()
-            }
-            None if status.message().is_empty() => "the server gave no message".to_owned(),
-            None => status.message().to_owned(),
-        },
     }
 }

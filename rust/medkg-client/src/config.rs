@@ -5,12 +5,14 @@
 //! is dialled, resolved or read from disk here.
 
 mod check;
+mod target;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use http::Uri;
+use medkg_registry::RegistryConfig;
 use medkg_telemetry::tenant::TenantId;
 
 pub use crate::cache::CacheConfig;
@@ -19,6 +21,7 @@ use crate::policy::breaker::BreakerConfig;
 use crate::policy::budget::RetryBudget;
 use crate::policy::classify::Service;
 use check::Checker;
+pub use target::{Address, Name, Target};
 
 /// Where gpu-server listens unless it is told otherwise.
 const ADDRESS: &str = "http://127.0.0.1:7070";
@@ -34,6 +37,12 @@ const BACKOFF_MAX: Duration = Duration::from_secs(2);
 const RETRY_BUDGET: f64 = 0.2;
 const BREAKER_FAILURES: u32 = 5;
 const BREAKER_COOLDOWN: Duration = Duration::from_secs(5);
+/// Of one address; each is driven by one thread at a time and carries some sixty calls before another one is made.
+const MAX_CONNECTIONS: u32 = 4;
+/// At one address at once; what is more waits here, where it can go elsewhere, instead of in the server's queue.
+const MAX_PENDING: usize = 1024;
+/// New calls go over a new connection then, so that names are looked up and certificates shown again.
+const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 /// With four requests in flight this keeps a server busy, and each stays far below the timeout.
 const MAX_BATCH_TEXTS: usize = 128;
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
@@ -60,9 +69,14 @@ pub struct TlsOptions {
 pub struct ClientOptions {
     /// One address; same as a list of one in `addresses`.
     pub address: Option<String>,
-    /// Addresses of interchangeable servers: `http://host:port` (plaintext) or `https://host:port` (TLS 1.3). Vector and
-    /// GPU calls go to the first only: each server holds its own collections and leases.
+    /// Addresses of interchangeable servers: `http://host:port` (plaintext), `https://host:port` (TLS 1.3), or names that
+    /// lead to several: `dns+https://host:port` (each A or AAAA record) and `srv+https://name` (each SRV record). Vector
+    /// and GPU calls go to the first only: each server holds its own collections and leases.
     pub addresses: Option<Vec<String>>,
+    /// Servers are those that are registered there, instead of `addresses`.
+    pub registry: Option<RegistryOptions>,
+    /// `IP:PORT` of the name server that is asked for names, instead of the system's.
+    pub name_server: Option<String>,
     /// Addresses for one service only, instead of `addresses`.
     pub embedding_addresses: Option<Vec<String>>,
     /// As `embedding_addresses`.
@@ -89,6 +103,12 @@ pub struct ClientOptions {
     pub breaker_failures: Option<u32>,
     /// Seconds for which it opens at first.
     pub breaker_cooldown: Option<f64>,
+    /// Most connections to one address; another one is made once the others carry some sixty calls each.
+    pub max_connections: Option<u32>,
+    /// Most calls that are out at one address at once; more wait.
+    pub max_pending: Option<u64>,
+    /// Seconds after which new calls go over a new connection.
+    pub max_connection_age: Option<f64>,
     /// Most texts, or pairs of a query and a document, in one request; more are split, but not the documents of one
     /// query. Upserts, deletes and searches are split by the limits of the wire and by bytes only.
     pub max_batch_texts: Option<u64>,
@@ -113,6 +133,24 @@ pub struct CacheOptions {
     pub redis: Option<String>,
 }
 
+/// Where servers are registered.
+#[derive(Clone, PartialEq, Default)]
+pub struct RegistryOptions {
+    /// `redis://`, `rediss://` or `unix://`.
+    pub redis: Option<String>,
+    /// Of which cluster; servers of one cluster are interchangeable.
+    pub cluster: Option<String>,
+}
+
+impl fmt::Debug for RegistryOptions {
+    /// The address may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryOptions")
+            .field("cluster", &self.cluster)
+            .finish_non_exhaustive()
+    }
+}
+
 impl fmt::Debug for CacheOptions {
     /// The address may hold a password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -120,59 +158,6 @@ impl fmt::Debug for CacheOptions {
             .field("memory_bytes", &self.memory_bytes)
             .field("ttl", &self.ttl)
             .finish_non_exhaustive()
-    }
-}
-
-/// The address of a server.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Address {
-    uri: Uri,
-    text: String,
-}
-
-impl Address {
-    fn try_new(text: &str) -> Result<Self, String> {
-        const SHAPE: &str = "write http://HOST:PORT, or https://HOST:PORT for TLS";
-        // The text is not repeated where it may hold a password.
-        if text.contains('@') {
-            return Err("has a user name or password; give only host and port, and use TLS certificates".to_owned());
-        }
-        let uri: Uri = text
-            .parse()
-            .map_err(|error| format!("{text:?} is no address ({error}); {SHAPE}"))?;
-        match uri.scheme_str() {
-            Some("http" | "https") => {}
-            _ => return Err(format!("{text:?} has no scheme that medkg speaks; {SHAPE}")),
-        }
-        if uri.host().is_none_or(str::is_empty) {
-            return Err(format!("{text:?} has no host; {SHAPE}"));
-        }
-        if !matches!(uri.path(), "" | "/") || uri.query().is_some() {
-            return Err(format!("{text:?} has a path; {SHAPE}"));
-        }
-        let text = text.trim_end_matches('/').to_owned();
-        Ok(Self { uri, text })
-    }
-
-    /// The address as a URI.
-    pub fn uri(&self) -> &Uri {
-        &self.uri
-    }
-
-    /// The address as it was written.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// True for `https`.
-    pub fn is_tls(&self) -> bool {
-        self.uri.scheme_str() == Some("https")
-    }
-}
-
-impl fmt::Debug for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
     }
 }
 
@@ -219,6 +204,12 @@ pub struct EndpointConfig {
     pub connect_timeout: Duration,
     /// The breaker.
     pub breaker: BreakerConfig,
+    /// Most connections to the address.
+    pub max_connections: u32,
+    /// Most calls that are out at once.
+    pub max_pending: usize,
+    /// After this time new calls go over a new connection.
+    pub max_connection_age: Duration,
     /// TLS identity and authorities.
     pub tls: Option<TlsOptions>,
 }
@@ -238,7 +229,11 @@ pub struct BatchConfig {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct ClientConfig {
-    addresses: [Vec<Address>; 4],
+    targets: [Vec<Target>; 4],
+    /// Where servers are registered, if they are.
+    pub registry: Option<RegistryConfig>,
+    /// The name server that is asked for names; none: the system's.
+    pub name_server: Option<SocketAddr>,
     /// Tenant of calls that name none.
     pub tenant: Option<TenantId>,
     /// For one request, retries included.
@@ -261,8 +256,15 @@ impl ClientConfig {
     /// Checks everything; the error lists every problem.
     pub fn try_new(options: &ClientOptions) -> Result<Self, ConfigError> {
         let mut check = Checker::default();
-        let addresses = check.all_addresses(options);
-        let tls = check.tls(options.tls.as_ref(), addresses.iter().flatten());
+        let registry = options.registry.as_ref().and_then(|registry| check.registry(registry));
+        let targets = check.all_targets(options, registry.clone());
+        let tls = check.tls(options.tls.as_ref(), targets.iter().flatten());
+        let name_server = options.name_server.as_ref().and_then(|text| {
+            let parsed = text
+                .parse()
+                .map_err(|_| format!("{text:?} is no IP:PORT, for example 10.0.0.2:53"));
+            check.keep("name_server", parsed)
+        });
         let tenant = options
             .tenant
             .as_deref()
@@ -289,6 +291,10 @@ impl ClientConfig {
         let breaker = check.some("breaker_failures", BreakerConfig::try_new(failures, cooldown), || {
             "is 0; give at least 1".to_owned()
         });
+        let max_connections = options.max_connections.unwrap_or(MAX_CONNECTIONS);
+        check.at_least_one("max_connections", u64::from(max_connections));
+        let max_pending = check.size("max_pending", options.max_pending, MAX_PENDING);
+        let max_connection_age = check.seconds("max_connection_age", options.max_connection_age, MAX_CONNECTION_AGE);
         let max_attempts = options.max_attempts.unwrap_or(MAX_ATTEMPTS);
         check.at_least_one("max_attempts", u64::from(max_attempts));
         let batch = BatchConfig {
@@ -303,12 +309,17 @@ impl ClientConfig {
         let cache = options.cache.as_ref().map(|cache| check.cache(cache));
         match (backoff, breaker, check.problems.is_empty()) {
             (Some(backoff), Some(breaker), true) => Ok(Self {
-                addresses,
+                targets,
+                registry,
+                name_server,
                 tenant,
                 timeout,
                 endpoint: EndpointConfig {
                     connect_timeout,
                     breaker,
+                    max_connections,
+                    max_pending,
+                    max_connection_age,
                     tls,
                 },
                 max_attempts,
@@ -323,9 +334,9 @@ impl ClientConfig {
         }
     }
 
-    /// Where a service is found; at least one address.
-    pub fn addresses(&self, service: Service) -> &[Address] {
-        let [embedding, reranking, vector, gpu] = &self.addresses;
+    /// Where a service is found; at least one target.
+    pub fn targets(&self, service: Service) -> &[Target] {
+        let [embedding, reranking, vector, gpu] = &self.targets;
         match service {
             Service::Embedding => embedding,
             Service::Reranking => reranking,
@@ -352,7 +363,7 @@ mod tests {
     fn no_options_at_all_are_a_configuration() {
         let config = ClientConfig::try_new(&ClientOptions::default()).unwrap();
         for service in Service::ALL {
-            assert_eq!(config.addresses(service)[0].as_str(), ADDRESS);
+            assert_eq!(config.targets(service)[0].as_str(), ADDRESS);
         }
     }
 
@@ -375,6 +386,9 @@ mod tests {
             backoff_max: Some(1.0),
             retry_budget: Some(-1.0),
             breaker_failures: Some(0),
+            max_connections: Some(0),
+            max_pending: Some(0),
+            max_connection_age: Some(0.0),
             max_batch_texts: Some(0),
             tls: Some(TlsOptions {
                 cert_file: Some("c.pem".into()),
@@ -396,6 +410,9 @@ mod tests {
             "backoff_max",
             "retry_budget",
             "breaker_failures",
+            "max_connections",
+            "max_pending",
+            "max_connection_age",
             "max_attempts",
             "max_batch_texts",
         ];
@@ -413,9 +430,9 @@ mod tests {
             ..ClientOptions::default()
         };
         let config = ClientConfig::try_new(&options).unwrap();
-        assert_eq!(config.addresses(Service::Embedding).len(), 1);
-        assert_eq!(config.addresses(Service::Reranking)[1].as_str(), "http://c:3");
-        assert_eq!(config.addresses(Service::Vector)[0].as_str(), "http://d:4");
+        assert_eq!(config.targets(Service::Embedding).len(), 1);
+        assert_eq!(config.targets(Service::Reranking)[1].as_str(), "http://c:3");
+        assert_eq!(config.targets(Service::Vector)[0].as_str(), "http://d:4");
     }
 
     #[test]
@@ -427,8 +444,8 @@ mod tests {
         };
         let config = ClientConfig::try_new(&options).unwrap();
         for (service, expected) in Service::ALL.into_iter().zip([2, 2, 1, 1]) {
-            assert_eq!(config.addresses(service).len(), expected, "{service:?}");
-            assert_eq!(config.addresses(service)[0].as_str(), "http://a:1");
+            assert_eq!(config.targets(service).len(), expected, "{service:?}");
+            assert_eq!(config.targets(service)[0].as_str(), "http://a:1");
         }
         let options = ClientOptions {
             vector_addresses: two(),

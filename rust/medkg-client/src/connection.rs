@@ -5,12 +5,14 @@
 //! result. A channel is given its socket once and can never dial again; a call that finds the connection gone (the
 //! server was restarted while nothing was sent) gets a new one without being charged an attempt.
 //!
-//! HTTP/2 keep-alive runs also while nothing is in flight, so that a dead host is noticed before the next call.
+//! HTTP/2 keep-alive runs also while nothing is in flight, so that a dead host is noticed before the next call. A
+//! connection that has reached its age is left to the calls that are out on it: new ones go over a new one, so that a
+//! name is looked up and certificates are shown again now and then.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
@@ -22,7 +24,8 @@ use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
 use crate::config::Address;
-use crate::policy::classify::Origin;
+use crate::policy::classify::{Origin, Service};
+use crate::service::health::{Health, Watches};
 
 /// A ping is sent when nothing was received for this long.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -75,6 +78,11 @@ fn status_origin(status: &Status) -> Origin {
     }
 }
 
+/// The time, also where tests have paused it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
 fn find<'a, E: StdError + 'static>(error: &'a (dyn StdError + 'static)) -> Option<&'a E> {
     chain(error).find_map(|error| error.downcast_ref())
 }
@@ -112,6 +120,9 @@ struct ConnectionLost;
 struct Live {
     id: u64,
     channel: Channel,
+    old_from: Instant,
+    /// They end when nobody makes new calls over the channel: an open watch would keep the connection for ever.
+    watches: Arc<Watches>,
 }
 
 #[derive(Debug, Default)]
@@ -120,23 +131,29 @@ struct State {
     failure: Option<Arc<str>>,
 }
 
-/// The connection to one address.
+/// How connections to an address are made.
+#[derive(Debug, Clone)]
+pub(crate) struct Dialling {
+    pub(crate) address: Address,
+    pub(crate) connect_timeout: Duration,
+    /// After this time new calls go over a new connection.
+    pub(crate) max_age: Duration,
+    pub(crate) tls: Option<ClientTlsConfig>,
+}
+
+/// One connection to an address.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    address: Address,
-    connect_timeout: Duration,
-    tls: Option<ClientTlsConfig>,
+    how: Dialling,
     /// Dials that ended; those who waited while it grew share the result.
     dials: AtomicU64,
     state: Mutex<State>,
 }
 
 impl Connection {
-    pub(crate) fn new(address: Address, connect_timeout: Duration, tls: Option<ClientTlsConfig>) -> Self {
+    pub(crate) fn new(how: Dialling) -> Self {
         Self {
-            address,
-            connect_timeout,
-            tls,
+            how,
             dials: AtomicU64::new(0),
             state: Mutex::default(),
         }
@@ -152,16 +169,29 @@ impl Connection {
             Err(status) if was_lost(&status) => status,
             result => return result.map_err(AttemptError::Status),
         };
-        tracing::debug!(address = self.address.as_str(), %status, "the connection was gone; making a new one");
+        let address = self.how.address.as_str();
+        tracing::debug!(address, %status, "the connection was gone; making a new one");
         self.retire(live.id).await;
         let live = self.live().await?;
         send(live.channel).await.map_err(AttemptError::Status)
     }
 
+    /// Keeps `health` up to date for a service, over the connection that there is. While one is being made nothing is begun:
+    /// nobody waits for this, and the next call asks for it again.
+    pub(crate) fn watch(&self, service: Service, health: &Arc<Health>) {
+        if let Ok(state) = self.state.try_lock()
+            && let Some(live) = &state.live
+        {
+            live.watches.begin(service, &live.channel, health);
+        }
+    }
+
     async fn live(&self) -> Result<Live, AttemptError> {
         let seen = self.dials.load(Ordering::Acquire);
         let mut state = self.state.lock().await;
-        if let Some(live) = &state.live {
+        if let Some(live) = &state.live
+            && now() < live.old_from
+        {
             return Ok(live.clone());
         }
         let finished = self.dials.load(Ordering::Acquire);
@@ -173,7 +203,15 @@ impl Connection {
         self.dials.store(finished + 1, Ordering::Release);
         match result {
             Ok(channel) => {
-                let live = Live { id: finished, channel };
+                // Connections that were made together are not given up together.
+                let age = self.how.max_age.mul_f64(0.9 + 0.2 * fastrand::f64());
+                let now = now();
+                let live = Live {
+                    id: finished,
+                    channel,
+                    old_from: now.checked_add(age).unwrap_or(now),
+                    watches: Arc::default(),
+                };
                 *state = State {
                     live: Some(live.clone()),
                     failure: None,
@@ -196,24 +234,24 @@ impl Connection {
     }
 
     async fn dial(&self) -> Result<Channel, String> {
-        let dialled = tokio::time::timeout(self.connect_timeout, self.handshake());
+        let dialled = tokio::time::timeout(self.how.connect_timeout, self.handshake());
         match dialled.await {
             Ok(result) => result.map_err(|error| format!("cannot connect: {}", explain(&*error))),
             Err(_) => Err(format!(
                 "cannot connect within {} s",
-                self.connect_timeout.as_secs_f64()
+                self.how.connect_timeout.as_secs_f64()
             )),
         }
     }
 
     async fn handshake(&self) -> Result<Channel, Box<dyn StdError + Send + Sync>> {
-        let uri = self.address.uri().clone();
-        if let Some(tls) = &self.tls {
+        let uri = self.how.address.uri().clone();
+        if let Some(tls) = &self.how.tls {
             return self.channel(tls.connector().oneshot(uri).await?.into_inner()).await;
         }
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(self.connect_timeout));
+        tcp.set_connect_timeout(Some(self.how.connect_timeout));
         self.channel(tcp.oneshot(uri).await?.into_inner()).await
     }
 
@@ -224,13 +262,14 @@ impl Connection {
     {
         // The socket is ready, so tonic must not look at the scheme; `origin` still says it to the server.
         let authority = self
+            .how
             .address
             .uri()
             .authority()
             .map(ToString::to_string)
             .unwrap_or_default();
         let endpoint = Endpoint::from_shared(format!("http://{authority}"))?
-            .origin(self.address.uri().clone())
+            .origin(self.how.address.uri().clone())
             .user_agent(concat!("medkg/", env!("CARGO_PKG_VERSION")))?
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)

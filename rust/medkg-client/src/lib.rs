@@ -13,15 +13,19 @@
 
 #![forbid(unsafe_code)]
 
+mod balance;
 mod batching;
 pub mod cache;
 mod call;
 pub mod config;
 mod connection;
+mod discovery;
 mod endpoint;
 pub mod error;
+mod members;
 pub mod policy;
 pub mod service;
+pub mod survey;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -34,6 +38,7 @@ use policy::budget::RetryBudget;
 pub use policy::classify::{ErrorKind, Service};
 use service::embedding::EmbeddingClient;
 use service::gpu::GpuClient;
+pub use service::health::Serving;
 use service::reranking::RerankingClient;
 use service::vector::VectorClient;
 
@@ -74,7 +79,8 @@ impl Client {
         })
     }
 
-    /// What is known of a service's servers, in the order of the configuration.
+    /// What is known of a service's servers, in the order of the configuration. Those that are found by name or in a
+    /// registry are known after the first call.
     pub fn endpoints(&self, service: Service) -> Vec<EndpointStatus> {
         self.caller(service).endpoints()
     }

@@ -1,6 +1,8 @@
 //! `medkg.ClientConfig` as the client's options. Everything is passed through; only types are checked here.
 
-use medkg_client::config::{CacheOptions, ClientConfig, ClientOptions, ConfigError, Problem, TlsOptions};
+use medkg_client::config::{
+    CacheOptions, ClientConfig, ClientOptions, ConfigError, Problem, RegistryOptions, TlsOptions,
+};
 use pyo3::prelude::*;
 
 use crate::errors;
@@ -23,9 +25,16 @@ struct Reader {
 impl Reader {
     fn options(&mut self, config: &Bound<'_, PyAny>) -> PyResult<ClientOptions> {
         let (tls, cache) = (config.getattr("tls")?, config.getattr("cache")?);
+        let registry = config.getattr("registry")?;
         Ok(ClientOptions {
             address: self.get(config, "address", "a str")?,
             addresses: self.get(config, "addresses", "a list of str")?,
+            registry: if registry.is_none() {
+                None
+            } else {
+                Some(self.registry(&registry)?)
+            },
+            name_server: self.get(config, "name_server", "a str")?,
             embedding_addresses: self.get(config, "embedding_addresses", "a list of str")?,
             reranking_addresses: self.get(config, "reranking_addresses", "a list of str")?,
             vector_addresses: self.get(config, "vector_addresses", "a list of str")?,
@@ -39,6 +48,9 @@ impl Reader {
             retry_budget: self.get(config, "retry_budget", "a float")?,
             breaker_failures: self.get(config, "breaker_failures", "an int from 1 on")?,
             breaker_cooldown: self.get(config, "breaker_cooldown", "seconds, as a float")?,
+            max_connections: self.get(config, "max_connections", "an int from 1 on")?,
+            max_pending: self.get(config, "max_pending", "an int from 1 on")?,
+            max_connection_age: self.get(config, "max_connection_age", "seconds, as a float")?,
             max_batch_texts: self.get(config, "max_batch_texts", "an int from 1 on")?,
             max_batch_bytes: self.get(config, "max_batch_bytes", "an int from 1 on")?,
             max_concurrent_batches: self.get(config, "max_concurrent_batches", "an int from 1 on")?,
@@ -57,6 +69,13 @@ impl Reader {
             cert_file: self.get(tls, "cert_file", "a path")?,
             key_file: self.get(tls, "key_file", "a path")?,
             server_name: self.get(tls, "server_name", "a str")?,
+        })
+    }
+
+    fn registry(&mut self, registry: &Bound<'_, PyAny>) -> PyResult<RegistryOptions> {
+        Ok(RegistryOptions {
+            redis: self.get(registry, "redis", "a str")?,
+            cluster: self.get(registry, "cluster", "a str")?,
         })
     }
 

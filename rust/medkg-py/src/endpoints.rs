@@ -11,15 +11,24 @@ use crate::{errors, results};
 pub(crate) fn list(py: Python<'_>, clients: &PerProcess, service: Service) -> PyResult<Py<PyAny>> {
     let (process, client) = clients.client(py)?;
     let _inside = process.handle().enter();
+    infos(py, client.endpoints(service))
+}
+
+/// The same, for statuses that were asked for.
+pub(crate) fn infos(py: Python<'_>, statuses: Vec<EndpointStatus>) -> PyResult<Py<PyAny>> {
     let class = results::class(py, "EndpointInfo")?;
     let list = PyList::empty(py);
-    for status in client.endpoints(service) {
+    for status in statuses {
         let EndpointStatus {
             address,
             breaker,
             retry_after,
             changes,
+            opened,
             pending,
+            serving,
+            aside,
+            slowness,
             last_failure,
             ..
         } = status;
@@ -32,7 +41,11 @@ pub(crate) fn list(py: Python<'_>, clients: &PerProcess, service: Service) -> Py
             breaker.as_str(),
             retry_after.map(|wait| wait.as_secs_f64()),
             changes,
+            opened,
             pending,
+            serving.as_str(),
+            aside,
+            slowness,
             last_failure,
         ))?)?;
     }

@@ -3,6 +3,7 @@
 use medkg_client::config::ConfigError;
 use medkg_client::error::code_name;
 use medkg_client::policy::breaker::BreakerState;
+use medkg_client::survey::RegistryError;
 use medkg_client::{ClientError, ErrorKind};
 use medkg_tls::authority::AuthorityError;
 use pyo3::prelude::*;
@@ -55,6 +56,21 @@ pub(crate) fn config(py: Python<'_>, error: &ConfigError) -> PyErr {
 pub(crate) fn certificates(py: Python<'_>, error: &AuthorityError) -> PyErr {
     let details = PyDict::new(py);
     instance(py, "MedkgError", &error.to_string(), &details).unwrap_or_else(|failure| failure)
+}
+
+/// The Python exception for a registry that cannot be used.
+pub(crate) fn registry(py: Python<'_>, error: &RegistryError) -> PyErr {
+    let kind = match error {
+        RegistryError::Redis(_) => ErrorKind::Unavailable,
+        _ => ErrorKind::Config,
+    };
+    let build = || {
+        let details = PyDict::new(py);
+        details.set_item("retryable", kind.is_transient())?;
+        details.set_item("http_status", kind.row().http_status)?;
+        instance(py, kind.row().python_class, &error.to_string(), &details)
+    };
+    build().unwrap_or_else(|failure| failure)
 }
 
 /// The Python exception for a call on a client that was closed.

@@ -19,6 +19,7 @@ mod export;
 mod filters;
 mod gpu;
 mod process;
+mod registry;
 mod reranking;
 mod results;
 mod running;
@@ -47,6 +48,8 @@ mod _core {
     use crate::process::after_fork_in_child;
     #[pymodule_export]
     use crate::process::before_exit;
+    #[pymodule_export]
+    use crate::registry::{Registration, Registry};
     #[pymodule_export]
     use crate::reranking::{AsyncReranking, Reranking};
     #[pymodule_export]

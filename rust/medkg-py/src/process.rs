@@ -132,6 +132,10 @@ impl Process {
         })
     }
 
+    pub(crate) fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
+    }
+
     pub(crate) fn handle(&self) -> &tokio::runtime::Handle {
         self.runtime.handle()
     }

@@ -85,7 +85,8 @@ impl Drop for CancelOnDrop {
     }
 }
 
-fn block<T, F>(
+/// Waits for `start(report)` and gives its answer.
+pub(crate) fn block<T, F>(
     py: Python<'_>,
     process: &Arc<Process>,
     progress: Option<&Py<PyAny>>,

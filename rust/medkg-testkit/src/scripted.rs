@@ -122,9 +122,14 @@ impl ScriptedServer {
         locked(&self.state).always.insert(method.to_owned(), behaviour);
     }
 
-    /// Every call so far, in order of arrival.
+    /// Every call so far, in order of arrival; without health checks, which clients make when they like.
     pub fn calls(&self) -> Vec<Call> {
-        locked(&self.state).calls.clone()
+        let state = locked(&self.state);
+        let calls = state
+            .calls
+            .iter()
+            .filter(|call| !call.method.starts_with("/grpc.health."));
+        calls.cloned().collect()
     }
 
     /// TCP connections accepted so far.

@@ -4,7 +4,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::{ADDRESS, Address, CACHE_BYTES, CACHE_TTL, CacheConfig, CacheOptions, ClientOptions, Problem, TlsOptions};
+use super::{
+    ADDRESS, CACHE_BYTES, CACHE_TTL, CacheConfig, CacheOptions, ClientOptions, Problem, RegistryConfig,
+    RegistryOptions, Target, TlsOptions,
+};
 use crate::cache::RedisUrl;
 
 /// Collects problems.
@@ -67,15 +70,37 @@ impl Checker {
         usize::try_from(value).unwrap_or(usize::MAX)
     }
 
-    pub(super) fn all_addresses(&mut self, options: &ClientOptions) -> [Vec<Address>; 4] {
-        let shared = match (&options.address, &options.addresses) {
-            (Some(_), Some(_)) => {
-                self.problem("address", "is given together with addresses; give one of the two");
-                Vec::new()
-            }
-            (Some(one), None) => self.addresses("address", std::slice::from_ref(one), false),
-            (None, Some(many)) => self.addresses("addresses", many, true),
-            (None, None) => self.addresses("address", &[ADDRESS.to_owned()], false),
+    pub(super) fn registry(&mut self, options: &RegistryOptions) -> Option<RegistryConfig> {
+        let url = self.some("registry.redis", options.redis.as_deref(), || {
+            "is missing; give redis://HOST:PORT".to_owned()
+        })?;
+        let made = RegistryConfig::try_new(url, options.cluster.as_deref());
+        let field = match made {
+            Err(medkg_registry::RegistryError::Cluster(_)) => "registry.cluster",
+            _ => "registry.redis",
+        };
+        self.keep(field, made)
+    }
+
+    pub(super) fn all_targets(
+        &mut self,
+        options: &ClientOptions,
+        registry: Option<RegistryConfig>,
+    ) -> [Vec<Target>; 4] {
+        let ways = [
+            ("address", options.address.is_some()),
+            ("addresses", options.addresses.is_some()),
+            ("registry", options.registry.is_some()),
+        ];
+        let given: Vec<&str> = ways.iter().filter_map(|(name, given)| given.then_some(*name)).collect();
+        if let [first, second, ..] = given[..] {
+            self.problem(first, format!("is given together with {second}; give one of the two"));
+        }
+        let shared = match (&options.address, &options.addresses, &options.registry) {
+            (Some(one), None, None) => self.targets("address", std::slice::from_ref(one), false),
+            (None, Some(many), None) => self.targets("addresses", many, true),
+            (None, None, None) => self.targets("address", &[ADDRESS.to_owned()], false),
+            _ => registry.map(Target::Registry).into_iter().collect(),
         };
         // A server holds its own collections and leases: calls that are spread over several would each see a part.
         [
@@ -97,39 +122,41 @@ impl Checker {
                         ),
                     );
                 }
-                self.addresses(field, own, true)
+                self.targets(field, own, true)
             }
         })
     }
 
-    pub(super) fn addresses(&mut self, field: &str, texts: &[String], indexed: bool) -> Vec<Address> {
+    pub(super) fn targets(&mut self, field: &str, texts: &[String], indexed: bool) -> Vec<Target> {
         if texts.is_empty() {
             self.problem(field, "is an empty list; give at least one address, or leave it out");
         }
-        let mut addresses = Vec::with_capacity(texts.len());
+        let mut targets = Vec::with_capacity(texts.len());
         for (index, text) in texts.iter().enumerate() {
             let field = if indexed {
                 format!("{field}[{index}]")
             } else {
                 field.to_owned()
             };
-            if let Some(address) = self.keep(&field, Address::try_new(text)) {
-                if addresses.contains(&address) {
+            if let Some(target) = self.keep(&field, Target::try_new(text)) {
+                if targets.contains(&target) {
                     self.problem(&field, format!("{text:?} is there twice"));
                 } else {
-                    addresses.push(address);
+                    targets.push(target);
                 }
             }
         }
-        addresses
+        targets
     }
 
     pub(super) fn tls<'a>(
         &mut self,
         tls: Option<&TlsOptions>,
-        mut addresses: impl Iterator<Item = &'a Address>,
+        mut targets: impl Iterator<Item = &'a Target> + Clone,
     ) -> Option<TlsOptions> {
-        let any_tls = addresses.any(Address::is_tls);
+        // What a registry leads to may be https.
+        let may_be = targets.clone().any(|target| matches!(target, Target::Registry(_)));
+        let any_tls = targets.any(Target::is_tls);
         match tls {
             None => {
                 if any_tls {
@@ -138,7 +165,7 @@ impl Checker {
                 None
             }
             Some(tls) => {
-                if !any_tls {
+                if !any_tls && !may_be {
                     self.problem(
                         "tls",
                         "is given, but no address is https; plaintext would go out unprotected",

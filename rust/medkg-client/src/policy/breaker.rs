@@ -127,10 +127,13 @@ struct Machine {
     epoch: u64,
     /// The newest last.
     changes: VecDeque<Change>,
+    /// How often it has opened.
+    opened: u64,
 }
 
 impl Machine {
-    fn enter(&mut self, now: Instant, state: State) {
+    /// What is seen of the change; none where nothing is.
+    fn enter(&mut self, now: Instant, state: State) -> Option<BreakerState> {
         self.state = state;
         self.epoch += 1;
         let state = match state {
@@ -139,18 +142,20 @@ impl Machine {
             State::Ready | State::Probing { .. } => BreakerState::HalfOpen,
         };
         if self.changes.back().is_some_and(|last| last.state == state) {
-            return;
+            return None;
         }
         if self.changes.len() == REMEMBERED {
             self.changes.pop_front();
         }
         self.changes.push_back(Change { at: now, state });
+        self.opened += u64::from(state == BreakerState::Open);
+        Some(state)
     }
 
-    fn open(&mut self, now: Instant, cooldown: Duration) {
+    fn open(&mut self, now: Instant, cooldown: Duration) -> Option<BreakerState> {
         self.cooldown = cooldown;
         let until = now.checked_add(cooldown).unwrap_or(now);
-        self.enter(now, State::Open { until });
+        self.enter(now, State::Open { until })
     }
 }
 
@@ -181,6 +186,7 @@ impl Breaker {
             cooldown: config.cooldown,
             epoch: 0,
             changes: VecDeque::new(),
+            opened: 0,
         };
         Self {
             machine: Arc::new(Mutex::new(machine)),
@@ -193,14 +199,16 @@ impl Breaker {
         if let Some(refused) = refusal(&machine, now) {
             return Err(refused);
         }
-        if matches!(machine.state, State::Open { .. } | State::Ready) {
-            let cooldown = machine.cooldown;
-            machine.enter(now, State::Probing { cooldown });
-        }
+        let cooldown = machine.cooldown;
+        let change = match machine.state {
+            State::Open { .. } | State::Ready => machine.enter(now, State::Probing { cooldown }),
+            State::Closed | State::Probing { .. } => None,
+        };
         Ok(Permit {
             breaker: self.clone(),
             epoch: machine.epoch,
             admitted: now,
+            change,
             reported: false,
         })
     }
@@ -224,6 +232,18 @@ impl Breaker {
         self.lock().changes.iter().copied().collect()
     }
 
+    /// How often it has opened since it was made.
+    pub fn opened(&self) -> u64 {
+        self.lock().opened
+    }
+
+    /// Since when it has been closed again; none if it is not closed, or always was.
+    pub fn closed_since(&self) -> Option<Instant> {
+        let machine = self.lock();
+        let last = machine.changes.back()?;
+        (last.state == BreakerState::Closed).then_some(last.at)
+    }
+
     /// Closes it and forgets the failures: a person knows that the endpoint is well. False if it was closed.
     pub fn reset(&self, now: Instant) -> bool {
         let mut machine = self.lock();
@@ -236,29 +256,31 @@ impl Breaker {
         !was_closed
     }
 
-    fn report(&self, epoch: u64, now: Instant, outcome: Outcome) {
+    fn report(&self, epoch: u64, now: Instant, outcome: Outcome) -> Option<BreakerState> {
         let mut machine = self.lock();
         if machine.epoch != epoch {
-            return;
+            return None;
         }
         match (machine.state, outcome) {
-            (State::Closed, Outcome::Success) => machine.policy.record_success(),
-            (State::Closed, Outcome::Answered) | (State::Open { .. } | State::Ready, _) => {}
+            (State::Closed, Outcome::Success) => {
+                machine.policy.record_success();
+                None
+            }
+            (State::Closed, Outcome::Answered) | (State::Open { .. } | State::Ready, _) => None,
             (State::Closed, Outcome::Failure) => {
-                if let Some(cooldown) = machine.policy.mark_dead_on_failure() {
-                    machine.open(now, cooldown);
-                }
+                let cooldown = machine.policy.mark_dead_on_failure()?;
+                machine.open(now, cooldown)
             }
             (State::Probing { .. }, Outcome::Success) => {
                 machine.policy.record_success();
                 machine.policy.revived();
-                machine.enter(now, State::Closed);
+                machine.enter(now, State::Closed)
             }
             // The policy keeps its count, so that one more failure opens the breaker again.
             (State::Probing { .. }, Outcome::Answered) => machine.enter(now, State::Closed),
             (State::Probing { cooldown }, Outcome::Failure) => {
                 let cooldown = machine.policy.mark_dead_on_failure().unwrap_or(cooldown);
-                machine.open(now, cooldown);
+                machine.open(now, cooldown)
             }
         }
     }
@@ -295,14 +317,20 @@ pub struct Permit {
     epoch: u64,
     /// A probe that is dropped changes nothing that is seen, so no other time is needed.
     admitted: Instant,
+    change: Option<BreakerState>,
     reported: bool,
 }
 
 impl Permit {
-    /// Says how the call ended.
-    pub fn report(mut self, now: Instant, outcome: Outcome) {
+    /// What letting the call through made of the breaker, if it changed.
+    pub fn change(&self) -> Option<BreakerState> {
+        self.change
+    }
+
+    /// Says how the call ended; what that made of the breaker, if it changed.
+    pub fn report(mut self, now: Instant, outcome: Outcome) -> Option<BreakerState> {
         self.reported = true;
-        self.breaker.report(self.epoch, now, outcome);
+        self.breaker.report(self.epoch, now, outcome)
     }
 }
 

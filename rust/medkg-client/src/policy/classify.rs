@@ -125,6 +125,21 @@ impl Service {
             Self::Gpu => "GpuService",
         }
     }
+
+    /// The noun that it has in configurations and in registries.
+    pub const fn noun(self) -> &'static str {
+        match self {
+            Self::Embedding => "embedding",
+            Self::Reranking => "reranking",
+            Self::Vector => "vector",
+            Self::Gpu => "gpu",
+        }
+    }
+
+    /// True if each server holds something of its own, so that there must be one.
+    pub const fn has_state(self) -> bool {
+        matches!(self, Self::Vector | Self::Gpu)
+    }
 }
 
 impl ErrorKind {

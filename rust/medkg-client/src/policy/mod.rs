@@ -8,4 +8,6 @@ pub mod breaker;
 pub mod budget;
 pub mod classify;
 pub mod deadline;
+pub mod load;
+pub mod outlier;
 pub mod retry;

@@ -5,6 +5,7 @@
 
 pub mod embedding;
 pub mod gpu;
+pub(crate) mod health;
 mod model_info;
 pub mod reranking;
 pub mod vector;

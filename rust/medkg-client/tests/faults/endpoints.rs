@@ -90,11 +90,11 @@ async fn a_gpu_fault_is_neither_retried_nor_rerouted_nor_counted() {
                 failed += 1;
             }
         }
-        assert_eq!(
-            failed, 20,
-            "half of the calls go to the broken endpoint, and each of them says so"
+        assert!(
+            (5..=35).contains(&failed),
+            "about half of the calls go to each: {failed}"
         );
-        assert_eq!((broken.calls().len(), well.calls().len()), (20, 20));
+        assert_eq!((broken.calls().len(), well.calls().len()), (failed, 40 - failed));
     }
 }
 
