@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -105,7 +106,7 @@ class NameServer:
         self.process: subprocess.Popen[bytes] | None = None
 
     def serve(self, *records: str) -> None:
-        """Serves `--host-record=...` and `--srv-host=...` from now on, and waits until it does. Answers hold for a second."""
+        """Serves `--host-record=...` and `--srv-host=...` from now on, and waits until it does; they hold for 1 s."""
         self.stop()
         settings = ["--keep-in-foreground", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--local-ttl=1"]
         settings += ["--bind-interfaces", "--listen-address=127.0.0.1", f"--port={self.port}", "--pid-file="]
@@ -116,14 +117,13 @@ class NameServer:
         deadline = time.monotonic() + 30
         with socket.socket(type=socket.SOCK_DGRAM) as wire:
             wire.settimeout(0.1)
-            while True:
-                try:
-                    wire.sendto(query, ("127.0.0.1", self.port))
-                    if wire.recv(512):
-                        return
-                except OSError:
-                    assert self.process.poll() is None, "dnsmasq has ended"
-                    assert time.monotonic() < deadline, "dnsmasq does not answer"
+            answer = b""
+            while not answer:
+                assert self.process.poll() is None, "dnsmasq has ended"
+                assert time.monotonic() < deadline, "dnsmasq does not answer"
+                wire.sendto(query, ("127.0.0.1", self.port))
+                with suppress(OSError):
+                    answer = wire.recv(512)
 
     def stop(self) -> None:
         """Ends it: nobody answers any more."""

@@ -194,11 +194,8 @@ impl Bound {
             .map(drop)
         };
         tokio::pin!(serving);
-        let keeper = config
-            .registry
-            .clone()
-            .map(|registered| keep(registered, port))
-            .transpose()?;
+        let keeper = config.registry.clone().map(|registered| keep(registered, port));
+        let keeper = keeper.transpose()?;
         let lost = tokio::select! {
             ended = &mut serving => return Ok(ended?),
             signal = signals.next() => {
@@ -232,21 +229,25 @@ impl Bound {
         if let Some(leaving) = leaving {
             let _ = tokio::time::timeout(CLOSE, leaving).await;
         }
-        if let Some(neighbours) = &engine.neighbours {
-            neighbours.leave().await;
-        }
         // A lane may hang with its device: nobody waits long for it.
-        let bound = if lost.is_some() { CLOSE } else { WORKER_STOP };
-        let ending = tokio::task::spawn_blocking(move || engine.stop(bound));
-        if !ending.await.unwrap_or(false) {
-            tracing::warn!("a lane did not stop in time");
-        }
-        if let Some(Ok(collections)) = collections.get() {
-            collections.close();
-        }
-        tracing::info!("stopped");
+        end(engine, &collections, if lost.is_some() { CLOSE } else { WORKER_STOP }).await;
         lost.map_or(Ok(()), |fault| Err(ServeError::Lost(fault)))
     }
+}
+
+/// Ends what computes and what stores, once nobody calls any more.
+async fn end(engine: Arc<Engine>, collections: &OnceCell<Result<Collections, Error>>, bound: Duration) {
+    if let Some(neighbours) = &engine.neighbours {
+        neighbours.leave().await;
+    }
+    let ending = tokio::task::spawn_blocking(move || engine.stop(bound));
+    if !ending.await.unwrap_or(false) {
+        tracing::warn!("a lane did not stop in time");
+    }
+    if let Some(Ok(collections)) = collections.get() {
+        collections.close();
+    }
+    tracing::info!("stopped");
 }
 
 /// Says in the registry that this server is there. Port 0 of the advertised address stands for the one that was taken.

@@ -72,8 +72,9 @@ class ClientConfig:
 
     Attributes:
         address: ``http://HOST:PORT`` (plaintext) or ``https://HOST:PORT`` (TLS 1.3); or a name that leads to several
-            servers: ``dns+https://HOST:PORT`` (each A record is a server, or each AAAA record where there is no A record) or
-            ``srv+https://NAME`` (each SRV record). A name is looked up again when its TTL is over, and when a server fails.
+            servers: ``dns+https://HOST:PORT`` (each A record is a server, or each AAAA record where there is no A
+            record) or ``srv+https://NAME`` (each SRV record). A name is looked up again when its TTL is over, and when
+            a server fails.
         addresses: Several servers, instead of ``address``: interchangeable for embedding and reranking. Vector search
             and the GPU service use the first one only, because each server holds its own collections and leases.
         registry: Servers are those that are registered there, instead of ``address`` and ``addresses``.
@@ -92,7 +93,7 @@ class ClientConfig:
         retry_budget: Retries per call, over all calls, beyond a small reserve; 0 turns every counted retry off.
         breaker_failures: Failures of the network in a row after which nothing is sent to an address for a while.
         breaker_cooldown: Seconds of the first such while; each further one is twice as long, up to eight times.
-        max_connections: Most connections to one address; another one is made once the others carry some sixty calls each.
+        max_connections: Most connections to one address; another one is made once the others carry 64 calls each.
         max_pending: Most calls that are out at one address at once; more wait.
         max_connection_age: Seconds after which new calls go over a new connection. Default: half an hour.
         max_batch_texts: Most texts, or query-document pairs, in one request; more are split.

@@ -35,7 +35,6 @@ HOMES: dict[str, set[str]] = {
     "tch": {"gpu-server"},
     "torch-sys": {"gpu-server"},
     "pyo3": {"medkg-py"},
-    "pyo3-async-runtimes": {"medkg-py"},
     "numpy": {"medkg-py"},
     "axum": {"medkg-gateway", "gpu-server"},  # gpu-server: the one route /metrics, on the router that tonic brings
 }

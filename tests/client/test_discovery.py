@@ -149,7 +149,9 @@ def test_nobody_is_found(names: NameServer) -> None:
     with medkg.EmbeddingClient(
         address="srv+http://_medkg._tcp.test", name_server=names.address, tenant="demo"
     ) as client:
-        with pytest.raises(medkg.ServiceUnavailableError, match=r"no server was found: srv\+http://_medkg._tcp.test") as caught:
+        with pytest.raises(
+            medkg.ServiceUnavailableError, match=r"no server was found: srv\+http://_medkg._tcp.test"
+        ) as caught:
             client.embed(TEXT)
         assert (caught.value.attempts, caught.value.retryable) == (0, True)
         assert client.endpoints() == []
@@ -232,7 +234,7 @@ def test_servers_that_do_not_register_themselves_are_registered_by_hand(
 ) -> None:
     server = fleet.start()
     config = medkg.ClientConfig(registry=medkg.RegistryConfig(redis=redis.url), tenant="demo")
-    registry = pickle.loads(pickle.dumps(medkg.ServiceRegistry(config)))
+    registry = pickle.loads(pickle.dumps(medkg.ServiceRegistry(config)))  # noqa: S301 - our own
     with medkg.EmbeddingClient(config) as client:
         with registry.register(server.address, ["embedding"], lease=1.0):
             assert client.embed(TEXT).model_digest == fleet.digests[0]
@@ -244,7 +246,9 @@ def test_servers_that_do_not_register_themselves_are_registered_by_hand(
     assert registry.deregister(server.address)
 
 
-def test_a_server_whose_process_is_gone_is_listed_no_more(redis: Redis, script: Callable[..., Any], wait_until: Callable[..., None]) -> None:
+def test_a_server_whose_process_is_gone_is_listed_no_more(
+    redis: Redis, script: Callable[..., Any], wait_until: Callable[..., None]
+) -> None:
     code = """
         import sys, medkg
         registry = medkg.ServiceRegistry(registry=medkg.RegistryConfig(redis=sys.argv[1]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from medkg.base import configure
 from medkg.client.native import native
+from medkg.errors import ConfigError, ServiceUnavailableError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,8 +48,8 @@ class Registration:
 class ServiceRegistry:
     """Lists the servers of a configuration, with health and circuit breakers, and registers servers.
 
-    A ``gpu-server`` that is started with ``--registry`` registers itself, and takes itself out when it drains. Where servers
-    are known by addresses or names instead, they are listed too; there is nothing to register then.
+    A ``gpu-server`` that is started with ``--registry`` registers itself, and takes itself out when it drains. Where
+    servers are known by addresses or names instead, they are listed too; there is nothing to register then.
 
     Example:
         >>> import medkg
@@ -79,8 +81,8 @@ class ServiceRegistry:
     def endpoints(self, service: Noun, *, timeout: float = 2.0) -> list[EndpointInfo]:
         """The servers of a service, each of which is asked for its health.
 
-        Breakers, load and the last failure are what this process knows of them. A server that does not answer is listed with
-        ``serving="unknown"`` and why (``last_failure``); asking counts neither as a call nor as a failure.
+        Breakers, load and the last failure are what this process knows of them. A server that does not answer is listed
+        with ``serving="unknown"`` and why (``last_failure``); asking counts neither as a call nor as a failure.
 
         Args:
             service: ``"embedding"``, ``"reranking"``, ``"vector"`` or ``"gpu"``.
@@ -94,14 +96,10 @@ class ServiceRegistry:
 
     def services(self, *, timeout: float = 2.0) -> dict[Noun, list[EndpointInfo]]:
         """:meth:`endpoints` of every service that has servers."""
-        from medkg.errors import ConfigError, ServiceUnavailableError
-
         found: dict[Noun, list[EndpointInfo]] = {}
         for service in NOUNS:
-            try:
+            with suppress(ConfigError, ServiceUnavailableError):
                 found[service] = self.endpoints(service, timeout=timeout)
-            except (ConfigError, ServiceUnavailableError):
-                continue
         return found
 
     def register(self, address: str, services: Sequence[Noun], *, lease: float | None = None) -> Registration:

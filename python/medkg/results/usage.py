@@ -70,11 +70,11 @@ class EndpointInfo:
         changes: The last changes of the breaker, the newest last: how many seconds ago, and to what.
         opened: How often the breaker has opened.
         pending: Calls that are out, those included that wait because ``max_pending`` are.
-        serving: What the server says of the service (``grpc.health.v1``): ``"serving"``, ``"not_serving"`` or ``"unknown"``.
-            It is asked only where there is a choice between several servers.
+        serving: What the server says of the service (``grpc.health.v1``): ``"serving"``, ``"not_serving"`` or
+            ``"unknown"``. It is asked only where there is a choice between several servers.
         set_aside: True while it is left alone because it fails far more often than the others.
-        slowness: How long its answers take, 1.0 being what answers to calls of that method and size take at all servers;
-            None before the first, and where there is one server only.
+        slowness: How long its answers take, 1.0 being what answers to calls of that method and size take at all
+            servers; None before the first, and where there is one server only.
         last_failure: What went wrong last, if anything did.
     """
 

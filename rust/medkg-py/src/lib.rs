@@ -10,6 +10,7 @@
 
 mod arguments;
 mod arrays;
+mod awaiting;
 mod certificates;
 mod config;
 mod embedding;
@@ -46,8 +47,6 @@ mod _core {
     use crate::gpu::{AsyncGpu, Gpu};
     #[pymodule_export]
     use crate::process::after_fork_in_child;
-    #[pymodule_export]
-    use crate::process::before_exit;
     #[pymodule_export]
     use crate::registry::{Registration, Registry};
     #[pymodule_export]

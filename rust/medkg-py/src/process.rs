@@ -7,9 +7,8 @@
 //!
 //! The tag is the process id and a count of forks: an id alone could come back after the processes between are gone.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use medkg_client::{Client, ClientConfig, Endpoints};
@@ -24,11 +23,6 @@ const WORKER_THREADS: usize = 2;
 static CURRENT: ArcSwapOption<Process> = ArcSwapOption::const_empty();
 static FORKS: AtomicU64 = AtomicU64::new(0);
 static HOOKED: AtomicBool = AtomicBool::new(false);
-/// Threads of ours that are inside the interpreter, and whether it is about to go away.
-static INSIDE: AtomicUsize = AtomicUsize::new(0);
-static LEAVING: AtomicBool = AtomicBool::new(false);
-/// Handing an answer over takes microseconds; this bounds the end of the process whatever happens.
-const LEAVE: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Tag {
@@ -49,33 +43,6 @@ impl Tag {
 #[pyfunction]
 pub(crate) fn after_fork_in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
-    // Those threads are the parent's.
-    INSIDE.store(0, Ordering::SeqCst);
-}
-
-/// Waits for our threads to leave the interpreter and lets no more in; called by `atexit`. A thread that asks for the GIL
-/// after finalisation has begun is ended by Python in the middle of Rust frames, which aborts the process.
-#[pyfunction]
-pub(crate) fn before_exit(py: Python<'_>) {
-    LEAVING.store(true, Ordering::SeqCst);
-    py.detach(|| {
-        let deadline = Instant::now() + LEAVE;
-        while INSIDE.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_micros(200));
-        }
-    });
-}
-
-/// Runs `work` with the GIL on a thread of ours; none if the interpreter is going away.
-pub(crate) fn attached<R>(work: impl FnOnce(Python<'_>) -> R) -> Option<R> {
-    INSIDE.fetch_add(1, Ordering::SeqCst);
-    let result = if LEAVING.load(Ordering::SeqCst) {
-        None
-    } else {
-        Python::try_attach(work)
-    };
-    INSIDE.fetch_sub(1, Ordering::SeqCst);
-    result
 }
 
 /// What belongs to one process.
@@ -151,8 +118,6 @@ fn hook(py: Python<'_>) -> PyResult<()> {
         let hooks = pyo3::types::PyDict::new(py);
         hooks.set_item("after_in_child", hook)?;
         py.import("os")?.call_method("register_at_fork", (), Some(&hooks))?;
-        let leave = py.import("medkg._core")?.getattr("before_exit")?;
-        py.import("atexit")?.call_method1("register", (leave,))?;
     }
     Ok(())
 }
