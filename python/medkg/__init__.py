@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         connect,
     )
     from medkg.client.native import version as __version__
-    from medkg.config import CacheConfig, ClientConfig, RegistryConfig, TlsConfig
+    from medkg.config import CacheConfig, ClientConfig, ClientOptions, RegistryConfig, TlsConfig
     from medkg.errors import (
         AlreadyExistsError,
         AuthenticationError,
@@ -108,6 +108,7 @@ __all__ = [
     "CallOptions",
     "CircuitOpenError",
     "ClientConfig",
+    "ClientOptions",
     "CollectionInfo",
     "CollectionNotFoundError",
     "CollectionStatistics",

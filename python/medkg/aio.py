@@ -6,9 +6,9 @@ Cancelling the task that awaits a call cancels the call on the wire too.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from medkg.base import Client, NativeT, configure
+from medkg.base import Client, Configurable, NativeT, configure
 from medkg.call_context import resolve
 from medkg.client.native import native
 from medkg.exporting import AsyncVectorExport
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self, Unpack
 
+    from medkg.base import Half
     from medkg.call_context import CallOptions
-    from medkg.config import ClientConfig
+    from medkg.config import ClientConfig, ClientOptions
     from medkg.filters import Filter
     from medkg.results import (
         CacheStats,
@@ -110,10 +111,7 @@ class AsyncEmbeddingClient(AsyncClient[native.AsyncEmbedding]):
     """Texts to vectors."""
 
     __slots__ = ()
-
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
-        """As :class:`medkg.EmbeddingClient`."""
-        super().__init__(configure(config, fields), native.AsyncEmbedding)
+    _half: ClassVar[Half] = native.AsyncEmbedding
 
     async def embed(
         self,
@@ -187,10 +185,7 @@ class AsyncRerankingClient(AsyncClient[native.AsyncReranking]):
     """Query-document pairs to relevance scores."""
 
     __slots__ = ()
-
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
-        """As :class:`medkg.EmbeddingClient`."""
-        super().__init__(configure(config, fields), native.AsyncReranking)
+    _half: ClassVar[Half] = native.AsyncReranking
 
     async def rerank(
         self,
@@ -235,10 +230,7 @@ class AsyncVectorClient(AsyncClient[native.AsyncVector]):
     """Named collections of vectors and exact search over them."""
 
     __slots__ = ()
-
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
-        """As :class:`medkg.EmbeddingClient`."""
-        super().__init__(configure(config, fields), native.AsyncVector)
+    _half: ClassVar[Half] = native.AsyncVector
 
     async def create_collection(
         self,
@@ -349,10 +341,7 @@ class AsyncGpuClient(AsyncClient[native.AsyncGpu]):
     """What a server computes on, and memory set aside on it."""
 
     __slots__ = ()
-
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
-        """As :class:`medkg.EmbeddingClient`."""
-        super().__init__(configure(config, fields), native.AsyncGpu)
+    _half: ClassVar[Half] = native.AsyncGpu
 
     async def status(self, **call: Unpack[CallOptions]) -> GpuStatus:
         """As :meth:`medkg.GpuClient.status`."""
@@ -394,18 +383,19 @@ class AsyncGpuClient(AsyncClient[native.AsyncGpu]):
         return await self._native.release(resolve(**call), lease_id)
 
 
-class AsyncServices:
+class AsyncServices(Configurable):
     """The awaitable clients of one configuration."""
 
-    __slots__ = ("config", "embedding", "gpu", "reranking", "vector")
+    __slots__ = ("embedding", "gpu", "reranking", "vector")
 
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Unpack[ClientOptions]) -> None:
         """As :class:`medkg.EmbeddingClient`."""
-        self.config = configure(config, fields)
-        self.embedding = AsyncEmbeddingClient(self.config)
-        self.reranking = AsyncRerankingClient(self.config)
-        self.vector = AsyncVectorClient(self.config)
-        self.gpu = AsyncGpuClient(self.config)
+        shared: Any = native.Configuration(configure(config, fields))
+        self._configuration = shared
+        self.embedding = AsyncEmbeddingClient(shared)
+        self.reranking = AsyncRerankingClient(shared)
+        self.vector = AsyncVectorClient(shared)
+        self.gpu = AsyncGpuClient(shared)
 
     def close(self) -> None:
         """Let the connections go; further calls raise."""
@@ -422,15 +412,7 @@ class AsyncServices:
         """Close."""
         self.close()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[ClientConfig]]:
-        """Travel as the configuration."""
-        return type(self), (self.config,)
 
-    def __repr__(self) -> str:
-        """Show the configuration."""
-        return f"{type(self).__name__}({self.config!r})"
-
-
-def connect_async(config: ClientConfig | None = None, /, **fields: Any) -> AsyncServices:
+def connect_async(config: ClientConfig | None = None, /, **fields: Unpack[ClientOptions]) -> AsyncServices:
     """As :func:`medkg.connect`, with awaitable clients."""
     return AsyncServices(config, **fields)

@@ -2,19 +2,22 @@
 
 ``None`` means the default, and the defaults live in the Rust client only. Nothing is checked here: making a client does
 that, and lists every problem at once. The classes are frozen and can be pickled, so a configuration can travel to other
-processes, which is how clients travel.
+processes, which is how clients travel. Files and the environment are read by the Rust client too.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
 
-__all__ = ["CacheConfig", "ClientConfig", "RegistryConfig", "TlsConfig"]
+    from typing_extensions import Unpack
+
+__all__ = ["CacheConfig", "ClientConfig", "ClientOptions", "RegistryConfig", "TlsConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,15 +69,46 @@ class RegistryConfig:
     cluster: str | None = None
 
 
+class ClientOptions(TypedDict, total=False):
+    """The fields of :class:`ClientConfig` as keywords, for type checkers."""
+
+    address: str | None
+    addresses: Sequence[str] | None
+    registry: RegistryConfig | None
+    name_server: str | None
+    embedding_addresses: Sequence[str] | None
+    reranking_addresses: Sequence[str] | None
+    vector_addresses: Sequence[str] | None
+    gpu_addresses: Sequence[str] | None
+    allow_plaintext: bool | None
+    tenant: str | None
+    timeout: float | None
+    connect_timeout: float | None
+    max_attempts: int | None
+    backoff_initial: float | None
+    backoff_max: float | None
+    retry_budget: float | None
+    breaker_failures: int | None
+    breaker_cooldown: float | None
+    max_connections: int | None
+    max_pending: int | None
+    max_connection_age: float | None
+    max_batch_texts: int | None
+    max_batch_bytes: int | None
+    max_concurrent_batches: int | None
+    tls: TlsConfig | None
+    cache: CacheConfig | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientConfig:
     """How a client behaves; every field is optional.
 
     Attributes:
-        address: ``http://HOST:PORT`` (plaintext) or ``https://HOST:PORT`` (TLS 1.3); or a name that leads to several
-            servers: ``dns+https://HOST:PORT`` (each A record is a server, or each AAAA record where there is no A
-            record) or ``srv+https://NAME`` (each SRV record). A name is looked up again when its TTL is over, and when
-            a server fails.
+        address: ``https://HOST:PORT`` (TLS 1.3) or ``http://HOST:PORT`` (plaintext, on the loopback only unless
+            ``allow_plaintext`` is set); or a name that leads to several servers: ``dns+https://HOST:PORT`` (each A
+            record is a server, or each AAAA record where there is no A record) or ``srv+https://NAME`` (each SRV
+            record). A name is looked up again when its TTL is over, and when a server fails.
         addresses: Several servers, instead of ``address``: interchangeable for embedding and reranking. Vector search
             and the GPU service use the first one only, because each server holds its own collections and leases.
         registry: Servers are those that are registered there, instead of ``address`` and ``addresses``.
@@ -83,6 +117,8 @@ class ClientConfig:
         reranking_addresses: As ``embedding_addresses``, for reranking.
         vector_addresses: The one address of the server that holds the collections.
         gpu_addresses: The one address of the server whose GPU is meant.
+        allow_plaintext: Whether ``http`` may go to other machines, where anybody on the way can read the texts: for a
+            network that is protected by other means.
         tenant: Tenant of calls that name none.
         timeout: Seconds that one request may take, retries included. A call whose input is split into several requests
             grants it to each; ``timeout=`` given to a call bounds the whole call instead.
@@ -111,6 +147,7 @@ class ClientConfig:
     reranking_addresses: Sequence[str] | None = None
     vector_addresses: Sequence[str] | None = None
     gpu_addresses: Sequence[str] | None = None
+    allow_plaintext: bool | None = None
     tenant: str | None = None
     timeout: float | None = None
     connect_timeout: float | None = None
@@ -128,3 +165,34 @@ class ClientConfig:
     max_concurrent_batches: int | None = None
     tls: TlsConfig | None = None
     cache: CacheConfig | None = None
+
+    @classmethod
+    def load(
+        cls, path: str | PathLike[str] | None = None, *, env: bool = True, **fields: Unpack[ClientOptions]
+    ) -> ClientConfig:
+        """Put a configuration together: each field from ``fields``, the environment or a file, in that order.
+
+        Args:
+            path: A ``.toml``, ``.yaml`` or ``.yml`` file whose keys are the fields; ``tls`` and ``cache`` are tables,
+                and paths in it are relative to its folder. None: the file that ``MEDKG_CONFIG`` names, if it is set.
+            env: Whether the environment is read: ``MEDKG_`` and the field's name in capitals, ``MEDKG_TLS_CA_FILE`` and
+                ``MEDKG_CACHE_REDIS`` for the fields of ``tls`` and ``cache``, lists separated by commas.
+            **fields: Fields that are said here. ``None`` says nothing.
+
+        Raises:
+            ConfigError: It cannot be used. Every problem is listed with its place, also keys and variables that are
+                misspelt.
+
+        Example:
+            >>> import medkg
+            >>> medkg.ClientConfig.load(env=False, tenant="demo").tenant
+            'demo'
+        """
+        from medkg.client.native import native  # noqa: PLC0415 (loads the extension)
+
+        return native.load_config(path, variables(env=env), ClientConfig(**fields))[0]
+
+
+def variables(*, env: bool = True) -> dict[str, str]:
+    """The environment variables that may be fields; none where they are not wanted."""
+    return {name: value for name, value in os.environ.items() if name.startswith("MEDKG_")} if env else {}

@@ -118,6 +118,29 @@ def test_every_address_of_a_name_is_a_server(fleet: Fleet, names: NameServer) ->
     assert found == {f"http://127.0.0.{host}:{port(server)}" for host in (1, 2)}
 
 
+def test_names_do_not_lead_plaintext_to_other_machines(fleet: Fleet, names: NameServer) -> None:
+    server = fleet.start()
+    names.serve(
+        "--host-record=gpu.test,10.1.2.3", "--host-record=both.test,10.1.2.3", "--host-record=both.test,127.0.0.1"
+    )
+    with (
+        medkg.EmbeddingClient(
+            address=f"dns+http://gpu.test:{port(server)}", name_server=names.address, tenant="demo"
+        ) as client,
+        pytest.raises(medkg.ServiceUnavailableError, match=r"10\.1\.2\.3.*allow_plaintext") as caught,
+    ):
+        client.embed(TEXT)
+    assert caught.value.endpoint == "", "nothing was sent"
+    with medkg.EmbeddingClient(
+        address=f"dns+http://both.test:{port(server)}", name_server=names.address, tenant="demo"
+    ) as client:
+        assert answering(client, 4) == set(fleet.digests)
+        assert [one.address for one in client.endpoints()] == [server.address]
+        client.reload(allow_plaintext=True, connect_timeout=0.5)
+        client.embed(TEXT)
+        assert {one.address for one in client.endpoints()} == {server.address, f"http://10.1.2.3:{port(server)}"}
+
+
 @pytest.mark.fault(
     "Discovery",
     "the records of a name change again and again under load, and the name server is gone in between",

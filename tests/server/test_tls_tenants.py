@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -11,6 +12,7 @@ import pytest
 import medkg
 
 from .authority import Authority, Pair, forge
+from .operators import eventually
 from .test_tls import ONLY_GPU, connect
 
 if TYPE_CHECKING:
@@ -70,6 +72,47 @@ def test_a_service_calls_for_any_tenant(server: LocalServer, authority: Authorit
     with connect(https(server), authority, authority.client()) as services:
         for tenant in ("d", "e"):
             services.vector.create_collection("of-a-service", 4, tenant=tenant)
+
+
+@pytest.mark.requirement("isolation 12.1")
+def test_a_client_goes_over_to_another_certificate(server: LocalServer, authority: Authority) -> None:
+    with connect(https(server), authority, authority.client("before")) as services:
+        with pytest.raises(medkg.PermissionDeniedError):
+            services.vector.collections(tenant="after")
+        certificate, key = authority.client("after")
+        tls = medkg.TlsConfig(ca_file=authority.certificate, cert_file=certificate, key_file=key)
+        services.reload(tls=tls, tenant="after")
+        assert services.vector.collections() == []
+        with pytest.raises(medkg.PermissionDeniedError):
+            services.vector.collections(tenant="before")
+
+
+@pytest.mark.requirement("isolation 12.1")
+def test_a_client_uses_a_certificate_that_was_put_in_the_place_of_the_old_one(
+    start_server: Callable[..., LocalServer], authority: Authority, tmp_path: Path
+) -> None:
+    server = start_server(**VECTORS, arguments=[*authority.flags(), "--connection-age", "1"])
+    used = tmp_path / "client.pem", tmp_path / "client.key"
+
+    def put(pair: Pair) -> None:
+        for source, target in zip(pair, used, strict=True):
+            shutil.copy(source, target.with_name("new"))
+            target.with_name("new").rename(target)
+
+    put(authority.client("before"))
+    with connect(https(server), authority, used, tenant="after") as services:
+
+        def may() -> bool:
+            try:
+                services.vector.collections()
+            except medkg.PermissionDeniedError:
+                return False
+            return True
+
+        assert not may()
+        put(authority.client("after"))
+        # Connections live for a second here; the next one shows the new certificate.
+        eventually(may)
 
 
 def test_every_kind_of_call_is_asked_and_health_needs_no_tenant(

@@ -15,10 +15,14 @@ __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 0, 1 if something is not as it should be, 2 if it could not be done."""
+    """Run the command.
+
+    The exit status is 0, 1 if something is not as it should be, 2 if it could not be done, 64 if a configuration cannot
+    be used.
+    """
     parser = argparse.ArgumentParser(prog="medkg", description="Tools beside gpu-server and its clients.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    _add_certs(commands)
+    _add(commands)
     options = parser.parse_args(arguments)
     try:
         status = options.run(options)
@@ -28,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(status)
 
 
-def _add_certs(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    from medkg.cli import certs  # noqa: PLC0415 (loads the extension)
+def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from medkg.cli import certs, config  # noqa: PLC0415 (loads the extension)
 
     certs.add(commands)
+    config.add(commands)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
-from medkg.base import Client, configure
+from medkg.base import Client
 from medkg.call_context import resolve
 from medkg.client.native import native
 from medkg.streaming import answers
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from medkg.base import Half
     from medkg.call_context import CallOptions
-    from medkg.config import ClientConfig
     from medkg.results import CacheStats, EmbeddingResult, ModelInfo, SparseEmbeddingResult, TokenizerFile
 
 
@@ -24,14 +24,7 @@ class EmbeddingClient(Client[native.Embedding]):
     """Texts to vectors."""
 
     __slots__ = ()
-
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
-        """Take a configuration, or fields of :class:`~medkg.config.ClientConfig` by name, or both.
-
-        Raises:
-            ConfigError: The configuration cannot be used; every problem is listed.
-        """
-        super().__init__(configure(config, fields), native.Embedding)
+    _half: ClassVar[Half] = native.Embedding
 
     def embed(
         self,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
-from medkg.base import Client, configure
+from medkg.base import Client
 from medkg.call_context import resolve
 from medkg.client.native import native
 from medkg.watching import StatusWatch
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from medkg.base import Half
     from medkg.call_context import CallOptions
-    from medkg.config import ClientConfig
     from medkg.results import DeviceDetails, DeviceInfo, GpuStatus, Lease
 
 
@@ -23,10 +23,7 @@ class GpuClient(Client[native.Gpu]):
     """What a server computes on, and memory set aside on it."""
 
     __slots__ = ()
-
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
-        """As :class:`EmbeddingClient`."""
-        super().__init__(configure(config, fields), native.Gpu)
+    _half: ClassVar[Half] = native.Gpu
 
     def status(self, **call: Unpack[CallOptions]) -> GpuStatus:
         """The truth about the device; answers also while there is none."""

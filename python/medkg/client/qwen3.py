@@ -8,7 +8,7 @@ code, no default and no error of its own, and it never computes in this process:
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from medkg.client.embedding import EmbeddingClient
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from medkg.call_context import CallOptions
-    from medkg.config import ClientConfig
+    from medkg.config import ClientConfig, ClientOptions
     from medkg.results import EmbeddingResult, EndpointInfo, ModelInfo
 
 
@@ -69,11 +69,13 @@ class Qwen3GRPCClient:
     model: str | None
     """The model that is asked for; None means the server's default."""
 
-    def __init__(self, config: ClientConfig | None = None, /, *, model: str | None = None, **fields: Any) -> None:
+    def __init__(
+        self, config: ClientConfig | None = None, /, *, model: str | None = None, **fields: Unpack[ClientOptions]
+    ) -> None:
         """As :class:`~medkg.EmbeddingClient`, for one model.
 
         Args:
-            config: The configuration; None means the defaults.
+            config: As for :class:`~medkg.EmbeddingClient`.
             model: The name that the server gave its checkpoint (``--embedding-model NAME=FOLDER``); None means the
                 server's default model, whichever that is.
             **fields: Fields of :class:`~medkg.config.ClientConfig` that differ from ``config``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from medkg.base import configure
 from medkg.client.native import native
@@ -12,9 +12,9 @@ from medkg.errors import ConfigError, ServiceUnavailableError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
-    from medkg.config import ClientConfig
+    from medkg.config import ClientConfig, ClientOptions
     from medkg.results import EndpointInfo, RegisteredServer
 
 __all__ = ["Registration", "ServiceRegistry"]
@@ -60,7 +60,7 @@ class ServiceRegistry:
 
     __slots__ = ("_native", "config")
 
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Unpack[ClientOptions]) -> None:
         """As :class:`medkg.EmbeddingClient`; nothing is dialled.
 
         Raises:

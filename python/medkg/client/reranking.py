@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
-from medkg.base import Client, configure
+from medkg.base import Client
 from medkg.call_context import resolve
 from medkg.client.native import native
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from medkg.base import Half
     from medkg.call_context import CallOptions
-    from medkg.config import ClientConfig
     from medkg.results import ModelInfo, RerankBatchResult, RerankQuery, RerankResult
 
 
@@ -23,10 +23,7 @@ class RerankingClient(Client[native.Reranking]):
     """Query-document pairs to relevance scores."""
 
     __slots__ = ()
-
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
-        """As :class:`EmbeddingClient`."""
-        super().__init__(configure(config, fields), native.Reranking)
+    _half: ClassVar[Half] = native.Reranking
 
     def rerank(
         self,

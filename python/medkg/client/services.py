@@ -4,30 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medkg.base import configure
+from medkg.base import Configurable, configure
 from medkg.client.embedding import EmbeddingClient
 from medkg.client.gpu import GpuClient
+from medkg.client.native import native
 from medkg.client.reranking import RerankingClient
 from medkg.client.vector import VectorClient
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
-    from medkg.config import ClientConfig
+    from medkg.config import ClientConfig, ClientOptions
 
 
-class Services:
+class Services(Configurable):
     """The clients of one configuration. Can be shared by threads, pickled and used in forked children."""
 
-    __slots__ = ("config", "embedding", "gpu", "reranking", "vector")
+    __slots__ = ("embedding", "gpu", "reranking", "vector")
 
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
+    def __init__(self, config: ClientConfig | None = None, /, **fields: Unpack[ClientOptions]) -> None:
         """As :class:`EmbeddingClient`."""
-        self.config = configure(config, fields)
-        self.embedding = EmbeddingClient(self.config)
-        self.reranking = RerankingClient(self.config)
-        self.vector = VectorClient(self.config)
-        self.gpu = GpuClient(self.config)
+        shared: Any = native.Configuration(configure(config, fields))
+        self._configuration = shared
+        self.embedding = EmbeddingClient(shared)
+        self.reranking = RerankingClient(shared)
+        self.vector = VectorClient(shared)
+        self.gpu = GpuClient(shared)
 
     def close(self) -> None:
         """Let the connections go; further calls raise."""
@@ -42,20 +44,13 @@ class Services:
         """Close."""
         self.close()
 
-    def __reduce__(self) -> tuple[type[Self], tuple[ClientConfig]]:
-        """Travel as the configuration."""
-        return type(self), (self.config,)
 
-    def __repr__(self) -> str:
-        """Show the configuration."""
-        return f"{type(self).__name__}({self.config!r})"
-
-
-def connect(config: ClientConfig | None = None, /, **fields: Any) -> Services:
+def connect(config: ClientConfig | None = None, /, **fields: Unpack[ClientOptions]) -> Services:
     """Make the clients of one configuration. Nothing is dialled until the first call.
 
     Args:
-        config: The configuration; None means the defaults.
+        config: The configuration. None means what the environment says (``MEDKG_ADDRESS`` and so on, ``MEDKG_CONFIG``
+            for a file), as :meth:`ClientConfig.load` reads it, and the defaults.
         **fields: Fields of :class:`~medkg.config.ClientConfig` that differ from it.
 
     Raises:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from medkg.base import Client, configure
+from medkg.base import Client
 from medkg.call_context import resolve
 from medkg.client.native import native
 from medkg.exporting import VectorExport
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Unpack
 
+    from medkg.base import Half
     from medkg.call_context import CallOptions
-    from medkg.config import ClientConfig
     from medkg.filters import Filter
     from medkg.results import (
         CollectionInfo,
@@ -37,10 +37,7 @@ class VectorClient(Client[native.Vector]):
     """Named collections of vectors and exact search over them. Collections belong to the tenant of the call."""
 
     __slots__ = ()
-
-    def __init__(self, config: ClientConfig | None = None, /, **fields: Any) -> None:
-        """As :class:`EmbeddingClient`."""
-        super().__init__(configure(config, fields), native.Vector)
+    _half: ClassVar[Half] = native.Vector
 
     def create_collection(
         self,

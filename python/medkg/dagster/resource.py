@@ -81,13 +81,16 @@ class GpuServicesResource(dg.ConfigurableResource[Any]):
     """
 
     address: str | None = Field(
-        default=None, description="Address of every service: http://host:port, or https://host:port with TLS."
+        default=None, description="Address of every service: https://host:port with TLS, or http://host:port."
     )
     addresses: list[str] | None = Field(default=None, description="Several addresses instead of one.")
     embedding_addresses: list[str] | None = Field(default=None, description="Addresses of the embedding service alone.")
     reranking_addresses: list[str] | None = Field(default=None, description="Addresses of the reranking service alone.")
     vector_addresses: list[str] | None = Field(default=None, description="Addresses of the vector service alone.")
     gpu_addresses: list[str] | None = Field(default=None, description="Addresses of the GPU service alone.")
+    allow_plaintext: bool | None = Field(
+        default=None, description="Whether http:// may go to other machines; without it, to this one only."
+    )
     tenant: str | None = Field(
         default=None, description="Tenant of a run that has no tag medkg/tenant_id; none means that such a run fails."
     )
@@ -178,6 +181,7 @@ _CLIENT_FIELDS = (
     "reranking_addresses",
     "vector_addresses",
     "gpu_addresses",
+    "allow_plaintext",
     "tenant",
     "timeout",
     "connect_timeout",

@@ -2,10 +2,21 @@
 //!
 //! [`ClientOptions`] is what a user writes; [`ClientConfig::try_new`] checks all of it at once and lists every problem,
 //! so that nobody has to fix a configuration one error at a time. A [`ClientConfig`] is valid by construction. Nothing
-//! is dialled, resolved or read from disk here.
+//! is dialled or resolved here. [`Sources`] reads options from a file and the environment; [`Followed`] reads them again
+//! when the file has changed.
 
 mod check;
+mod document;
+mod effective;
+mod environment;
+mod following;
+mod loading;
+mod options;
+mod reader;
+mod setting;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -21,6 +32,10 @@ use crate::policy::breaker::BreakerConfig;
 use crate::policy::budget::RetryBudget;
 use crate::policy::classify::Service;
 use check::Checker;
+pub use environment::{Environment, variable};
+pub use following::{Candidate, Followed};
+pub use loading::{Loaded, Sources};
+pub use reader::Origin;
 pub use target::{Address, Name, Target};
 
 /// Where gpu-server listens unless it is told otherwise.
@@ -85,6 +100,8 @@ pub struct ClientOptions {
     pub vector_addresses: Option<Vec<String>>,
     /// The one address for the GPU service, instead of the first of `addresses`.
     pub gpu_addresses: Option<Vec<String>>,
+    /// Whether `http` may go to other machines; without it, it stays on the loopback.
+    pub allow_plaintext: Option<bool>,
     /// Tenant of calls that name none.
     pub tenant: Option<String>,
     /// Seconds that one request may take, retries included.
@@ -234,6 +251,8 @@ pub struct ClientConfig {
     pub registry: Option<RegistryConfig>,
     /// The name server that is asked for names; none: the system's.
     pub name_server: Option<SocketAddr>,
+    /// Whether plaintext may go to other machines.
+    pub allow_plaintext: bool,
     /// Tenant of calls that name none.
     pub tenant: Option<TenantId>,
     /// For one request, retries included.
@@ -255,7 +274,10 @@ pub struct ClientConfig {
 impl ClientConfig {
     /// Checks everything; the error lists every problem.
     pub fn try_new(options: &ClientOptions) -> Result<Self, ConfigError> {
-        let mut check = Checker::default();
+        let mut check = Checker {
+            allow_plaintext: options.allow_plaintext.unwrap_or(false),
+            problems: Vec::new(),
+        };
         let registry = options.registry.as_ref().and_then(|registry| check.registry(registry));
         let targets = check.all_targets(options, registry.clone());
         let tls = check.tls(options.tls.as_ref(), targets.iter().flatten());
@@ -309,6 +331,7 @@ impl ClientConfig {
         let cache = options.cache.as_ref().map(|cache| check.cache(cache));
         match (backoff, breaker, check.problems.is_empty()) {
             (Some(backoff), Some(breaker), true) => Ok(Self {
+                allow_plaintext: check.allow_plaintext,
                 targets,
                 registry,
                 name_server,
@@ -343,144 +366,5 @@ impl ClientConfig {
             Service::Vector => vector,
             Service::Gpu => gpu,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn problems(options: &ClientOptions) -> Vec<String> {
-        ClientConfig::try_new(options)
-            .unwrap_err()
-            .problems
-            .into_iter()
-            .map(|p| p.field)
-            .collect()
-    }
-
-    #[test]
-    fn no_options_at_all_are_a_configuration() {
-        let config = ClientConfig::try_new(&ClientOptions::default()).unwrap();
-        for service in Service::ALL {
-            assert_eq!(config.targets(service)[0].as_str(), ADDRESS);
-        }
-    }
-
-    // requirement: isolation 5.3
-    #[test]
-    fn every_problem_is_listed_at_once() {
-        let options = ClientOptions {
-            addresses: Some(vec![
-                "localhost:7070".into(),
-                "ftp://x".into(),
-                "http://ok:1".into(),
-                "http://ok:1/".into(),
-            ]),
-            gpu_addresses: Some(vec![]),
-            tenant: Some("no spaces".into()),
-            timeout: Some(0.0),
-            connect_timeout: Some(f64::NAN),
-            max_attempts: Some(0),
-            backoff_initial: Some(2.0),
-            backoff_max: Some(1.0),
-            retry_budget: Some(-1.0),
-            breaker_failures: Some(0),
-            max_connections: Some(0),
-            max_pending: Some(0),
-            max_connection_age: Some(0.0),
-            max_batch_texts: Some(0),
-            tls: Some(TlsOptions {
-                cert_file: Some("c.pem".into()),
-                ..TlsOptions::default()
-            }),
-            ..ClientOptions::default()
-        };
-        let expected = [
-            "addresses[0]",
-            "addresses[1]",
-            "addresses[3]",
-            "gpu_addresses",
-            "tls",
-            "tls.ca_file",
-            "tls.key_file",
-            "tenant",
-            "timeout",
-            "connect_timeout",
-            "backoff_max",
-            "retry_budget",
-            "breaker_failures",
-            "max_connections",
-            "max_pending",
-            "max_connection_age",
-            "max_attempts",
-            "max_batch_texts",
-        ];
-        assert_eq!(problems(&options), expected);
-        let text = ClientConfig::try_new(&options).unwrap_err().to_string();
-        assert_eq!(text.lines().count(), expected.len() + 1, "{text}");
-    }
-
-    #[test]
-    fn a_service_can_live_elsewhere() {
-        let options = ClientOptions {
-            address: Some("http://a:1".into()),
-            reranking_addresses: Some(vec!["http://b:2".into(), "http://c:3".into()]),
-            vector_addresses: Some(vec!["http://d:4".into()]),
-            ..ClientOptions::default()
-        };
-        let config = ClientConfig::try_new(&options).unwrap();
-        assert_eq!(config.targets(Service::Embedding).len(), 1);
-        assert_eq!(config.targets(Service::Reranking)[1].as_str(), "http://c:3");
-        assert_eq!(config.targets(Service::Vector)[0].as_str(), "http://d:4");
-    }
-
-    #[test]
-    fn services_that_hold_state_live_in_one_place() {
-        let two = || Some(vec!["http://a:1".to_owned(), "http://b:2".to_owned()]);
-        let options = ClientOptions {
-            addresses: two(),
-            ..ClientOptions::default()
-        };
-        let config = ClientConfig::try_new(&options).unwrap();
-        for (service, expected) in Service::ALL.into_iter().zip([2, 2, 1, 1]) {
-            assert_eq!(config.targets(service).len(), expected, "{service:?}");
-            assert_eq!(config.targets(service)[0].as_str(), "http://a:1");
-        }
-        let options = ClientOptions {
-            vector_addresses: two(),
-            gpu_addresses: two(),
-            ..ClientOptions::default()
-        };
-        assert_eq!(problems(&options), ["vector_addresses", "gpu_addresses"]);
-    }
-
-    #[test]
-    fn a_password_in_an_address_is_refused_and_not_repeated() {
-        let options = ClientOptions {
-            address: Some("http://me:hunter2@host:1".into()),
-            ..ClientOptions::default()
-        };
-        let error = ClientConfig::try_new(&options).unwrap_err();
-        assert_eq!(error.problems[0].field, "address");
-        assert!(!format!("{error} {error:?}").contains("hunter2"));
-    }
-
-    #[test]
-    fn https_wants_authorities() {
-        let options = ClientOptions {
-            address: Some("https://host:1".into()),
-            ..ClientOptions::default()
-        };
-        assert_eq!(problems(&options), ["tls"]);
-    }
-
-    #[test]
-    fn a_long_first_back_off_raises_the_default_cap() {
-        let options = ClientOptions {
-            backoff_initial: Some(10.0),
-            ..ClientOptions::default()
-        };
-        assert!(ClientConfig::try_new(&options).is_ok());
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::config::{Address, ClientConfig, ConfigError, Target};
-use crate::discovery::{Discovery, Next};
+use crate::discovery::{Discovery, Next, held_back};
 use crate::endpoint::{Endpoint, Endpoints};
 use crate::policy::classify::Service;
 
@@ -116,7 +116,10 @@ impl Members {
         let mut unfinished = Unfinished(Some(Arc::clone(source)));
         let finder = source.endpoints.finder();
         let found = finder.find(source.discovery.targets(), self.service, source.config.name_server);
-        let found = found.await;
+        let mut found = found.await;
+        if !source.config.allow_plaintext {
+            found = found.into_iter().map(|found| found.and_then(held_back)).collect();
+        }
         unfinished.0 = None;
         // Under the lock, so that nobody who was waiting sees the members of before.
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);

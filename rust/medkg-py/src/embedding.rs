@@ -9,10 +9,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::arguments::{Arguments, CallTuple};
+use crate::live::Configuration;
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
 use crate::streaming;
-use crate::{arrays, config, endpoints, errors, results};
+use crate::{arrays, endpoints, errors, results};
 
 /// Texts to vectors; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -29,7 +30,7 @@ pub(crate) struct AsyncEmbedding;
 impl AsyncEmbedding {
     #[new]
     fn new(config: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
-        let clients = PerProcess::new(config::read(config)?);
+        let clients = PerProcess::new(config)?;
         let base = Embedding {
             clients,
             mode: Mode::Awaitable,
@@ -73,9 +74,15 @@ impl Embedding {
     #[new]
     fn new(config: &Bound<'_, PyAny>) -> PyResult<Self> {
         Ok(Self {
-            clients: PerProcess::new(config::read(config)?),
+            clients: PerProcess::new(config)?,
             mode: Mode::Blocking,
         })
+    }
+
+    /// The configuration, which can be exchanged.
+    #[getter]
+    fn configuration(&self) -> Configuration {
+        self.clients.configuration()
     }
 
     /// See `EmbeddingClient.embed`.

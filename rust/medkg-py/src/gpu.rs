@@ -9,9 +9,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::arguments::{Arguments, CallTuple};
+use crate::live::Configuration;
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{config, endpoints, errors, results, watching};
+use crate::{endpoints, errors, results, watching};
 
 /// The device; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -28,7 +29,7 @@ pub(crate) struct AsyncGpu;
 impl AsyncGpu {
     #[new]
     fn new(config: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
-        let clients = PerProcess::new(config::read(config)?);
+        let clients = PerProcess::new(config)?;
         let base = Gpu {
             clients,
             mode: Mode::Awaitable,
@@ -50,9 +51,15 @@ impl Gpu {
     #[new]
     fn new(config: &Bound<'_, PyAny>) -> PyResult<Self> {
         Ok(Self {
-            clients: PerProcess::new(config::read(config)?),
+            clients: PerProcess::new(config)?,
             mode: Mode::Blocking,
         })
+    }
+
+    /// The configuration, which can be exchanged.
+    #[getter]
+    fn configuration(&self) -> Configuration {
+        self.clients.configuration()
     }
 
     /// See `GpuClient.status`.

@@ -19,6 +19,7 @@ mod errors;
 mod export;
 mod filters;
 mod gpu;
+mod live;
 mod process;
 mod registry;
 mod reranking;
@@ -40,11 +41,15 @@ mod _core {
         certs_init, certs_inspect, certs_issue_client, certs_issue_server, certs_roll, certs_rotate,
     };
     #[pymodule_export]
+    use crate::config::load_config;
+    #[pymodule_export]
     use crate::embedding::{AsyncEmbedding, Embedding};
     #[pymodule_export]
     use crate::export::{AsyncVectorExport, VectorExport};
     #[pymodule_export]
     use crate::gpu::{AsyncGpu, Gpu};
+    #[pymodule_export]
+    use crate::live::Configuration;
     #[pymodule_export]
     use crate::process::after_fork_in_child;
     #[pymodule_export]

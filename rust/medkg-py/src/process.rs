@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwapOption;
-use medkg_client::{Client, ClientConfig, Endpoints};
+use medkg_client::{Client, Endpoints};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
 use crate::errors;
+use crate::live::{Configuration, Live};
 
 /// Threads that drive I/O. They wait for sockets and copy bytes; one more lets a large answer be decoded meanwhile.
 const WORKER_THREADS: usize = 2;
@@ -24,14 +25,15 @@ static CURRENT: ArcSwapOption<Process> = ArcSwapOption::const_empty();
 static FORKS: AtomicU64 = AtomicU64::new(0);
 static HOOKED: AtomicBool = AtomicBool::new(false);
 
+/// Which process it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tag {
+pub(crate) struct Tag {
     pid: u32,
     forks: u64,
 }
 
 impl Tag {
-    fn now() -> Self {
+    pub(crate) fn now() -> Self {
         Self {
             pid: std::process::id(),
             forks: FORKS.load(Ordering::Relaxed),
@@ -99,12 +101,16 @@ impl Process {
         })
     }
 
+    pub(crate) fn handle(&self) -> &tokio::runtime::Handle {
+        self.runtime.handle()
+    }
+
     pub(crate) fn endpoints(&self) -> &Endpoints {
         &self.endpoints
     }
 
-    pub(crate) fn handle(&self) -> &tokio::runtime::Handle {
-        self.runtime.handle()
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag
     }
 
     pub(crate) fn is_current(&self) -> bool {
@@ -122,27 +128,20 @@ fn hook(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-#[derive(Debug)]
-struct Made {
-    tag: Tag,
-    client: Client,
-}
-
-/// A configuration, and the clients made from it: one per process.
+/// What a client object uses: a configuration, with one client in each process, until it is closed.
 #[derive(Debug)]
 pub(crate) struct PerProcess {
-    config: ClientConfig,
-    made: ArcSwapOption<Made>,
+    live: Arc<Live>,
     closed: AtomicBool,
 }
 
 impl PerProcess {
-    pub(crate) fn new(config: ClientConfig) -> Self {
-        Self {
-            config,
-            made: ArcSwapOption::empty(),
+    /// Of a `medkg.ClientConfig`, or of a `Configuration` that others use too.
+    pub(crate) fn new(config: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(Self {
+            live: Live::of(config)?,
             closed: AtomicBool::new(false),
-        }
+        })
     }
 
     /// This process and its client.
@@ -150,38 +149,19 @@ impl PerProcess {
         if self.closed.load(Ordering::Acquire) {
             return Err(errors::closed(py));
         }
-        let process = Process::current(py)?;
-        if let Some(made) = self.made.load_full().filter(|made| made.tag == process.tag) {
-            return Ok((process, made.client.clone()));
-        }
-        let client =
-            Client::new(self.config.clone(), &process.endpoints).map_err(|error| errors::config(py, &error))?;
-        let made = Made {
-            tag: process.tag,
-            client: client.clone(),
-        };
-        self.replace(Some(Arc::new(made)));
-        Ok((process, client))
+        self.live.client(py)
     }
 
-    /// Lets the connections go; further calls are refused.
+    /// The configuration, for other objects and for its exchange.
+    pub(crate) fn configuration(&self) -> Configuration {
+        Configuration(Arc::clone(&self.live))
+    }
+
+    /// Lets the connections go, unless others use them; further calls are refused.
     pub(crate) fn close(&self) {
-        self.closed.store(true, Ordering::Release);
-        self.replace(None);
-    }
-
-    fn replace(&self, made: Option<Arc<Made>>) {
-        if let Some(old) = self.made.swap(made)
-            && old.tag != Tag::now()
-        {
-            std::mem::forget(old);
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            self.live.leave();
         }
-    }
-}
-
-impl Drop for PerProcess {
-    fn drop(&mut self) {
-        self.replace(None);
     }
 }
 

@@ -11,7 +11,7 @@ use pyo3::types::PyList;
 
 use crate::process::{InProcess, PerProcess, Process};
 use crate::running::{Mode, block, run};
-use crate::{config, endpoints, errors, results};
+use crate::{endpoints, errors, results};
 
 /// Which servers there are.
 #[pyclass(frozen, module = "medkg._core")]
@@ -53,7 +53,7 @@ impl Registry {
     #[new]
     fn new(config: &Bound<'_, PyAny>) -> PyResult<Self> {
         Ok(Self {
-            clients: PerProcess::new(config::read(config)?),
+            clients: PerProcess::new(config)?,
         })
     }
 

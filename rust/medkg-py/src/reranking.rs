@@ -6,9 +6,10 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use crate::arguments::{Arguments, CallTuple};
+use crate::live::Configuration;
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{config, endpoints, results};
+use crate::{endpoints, results};
 
 /// Query-document pairs to scores; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -25,7 +26,7 @@ pub(crate) struct AsyncReranking;
 impl AsyncReranking {
     #[new]
     fn new(config: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
-        let clients = PerProcess::new(config::read(config)?);
+        let clients = PerProcess::new(config)?;
         let base = Reranking {
             clients,
             mode: Mode::Awaitable,
@@ -57,9 +58,15 @@ impl Reranking {
     #[new]
     fn new(config: &Bound<'_, PyAny>) -> PyResult<Self> {
         Ok(Self {
-            clients: PerProcess::new(config::read(config)?),
+            clients: PerProcess::new(config)?,
             mode: Mode::Blocking,
         })
+    }
+
+    /// The configuration, which can be exchanged.
+    #[getter]
+    fn configuration(&self) -> Configuration {
+        self.clients.configuration()
     }
 
     /// See `RerankingClient.rerank`.

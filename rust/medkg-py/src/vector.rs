@@ -13,9 +13,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use crate::arguments::{Arguments, CallTuple};
+use crate::live::Configuration;
 use crate::process::PerProcess;
 use crate::running::{Mode, run};
-use crate::{arrays, config, endpoints, export, filters, results, sparse, statistics};
+use crate::{arrays, endpoints, export, filters, results, sparse, statistics};
 
 /// Vector search; methods return answers.
 #[pyclass(subclass, frozen, module = "medkg._core")]
@@ -32,7 +33,7 @@ pub(crate) struct AsyncVector;
 impl AsyncVector {
     #[new]
     fn new(config: &Bound<'_, PyAny>) -> PyResult<PyClassInitializer<Self>> {
-        let clients = PerProcess::new(config::read(config)?);
+        let clients = PerProcess::new(config)?;
         let base = Vector {
             clients,
             mode: Mode::Awaitable,
@@ -63,9 +64,15 @@ impl Vector {
     #[new]
     fn new(config: &Bound<'_, PyAny>) -> PyResult<Self> {
         Ok(Self {
-            clients: PerProcess::new(config::read(config)?),
+            clients: PerProcess::new(config)?,
             mode: Mode::Blocking,
         })
+    }
+
+    /// The configuration, which can be exchanged.
+    #[getter]
+    fn configuration(&self) -> Configuration {
+        self.clients.configuration()
     }
 
     /// See `VectorClient.create_collection`.

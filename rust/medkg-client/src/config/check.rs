@@ -13,6 +13,8 @@ use crate::cache::RedisUrl;
 /// Collects problems.
 #[derive(Default)]
 pub(super) struct Checker {
+    /// Whether plaintext may go to other machines.
+    pub(super) allow_plaintext: bool,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -141,6 +143,14 @@ impl Checker {
             if let Some(target) = self.keep(&field, Target::try_new(text)) {
                 if targets.contains(&target) {
                     self.problem(&field, format!("{text:?} is there twice"));
+                } else if target.is_open_to_others() && !self.allow_plaintext {
+                    self.problem(
+                        &field,
+                        format!(
+                            "{text:?} would send texts in plaintext to another machine; use https, or set \
+                             allow_plaintext if the network itself is trusted"
+                        ),
+                    );
                 } else {
                     targets.push(target);
                 }

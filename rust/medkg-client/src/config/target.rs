@@ -63,6 +63,14 @@ impl Address {
         self.uri.scheme_str() == Some("https")
     }
 
+    /// True if what is sent there can be read on the way.
+    pub(crate) fn is_open_to_others(&self) -> bool {
+        let host = self.uri.host().unwrap_or_default();
+        let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+        let is_near = ip.map_or_else(|_| host.eq_ignore_ascii_case("localhost"), |ip| ip.is_loopback());
+        !self.is_tls() && !is_near
+    }
+
     /// The name that its certificate must have, where it is not the host of the address.
     pub(crate) fn certified_name(&self) -> Option<&str> {
         self.name.as_deref()
@@ -175,6 +183,14 @@ impl Target {
             Self::Server(address) => address.is_tls(),
             Self::Name(name) => name.scheme == Scheme::Https,
             Self::Registry(_) => false,
+        }
+    }
+
+    /// True if what is sent there can be read on the way. Names and registries: what they lead to is looked at instead.
+    pub(crate) fn is_open_to_others(&self) -> bool {
+        match self {
+            Self::Server(address) => address.is_open_to_others(),
+            Self::Name(_) | Self::Registry(_) => false,
         }
     }
 }

@@ -9,6 +9,7 @@
 
 mod dns;
 mod finder;
+mod plaintext;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use tokio::sync::watch;
 
 use crate::config::{Address, Target};
 pub(crate) use finder::Finder;
+pub(crate) use plaintext::held_back;
 
 /// Between two looks at least, however short a TTL is and however many servers fail.
 const SELDOM: Duration = Duration::from_secs(1);
