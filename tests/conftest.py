@@ -6,6 +6,7 @@ ops/dev/environment.sh sets, or from where `make setup` puts things.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import medkg
 from medkg.local import LocalServer
 
 if TYPE_CHECKING:
@@ -39,6 +41,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="TOML file with the ClientConfig of the deployment that tests/acceptance accepts; absent: the local build",
     )
+
+
+def pytest_configure() -> None:
+    """Takes the developer's own configuration of clients out of the environment: each test says what it wants."""
+    fields = {f"MEDKG_{field.name}".upper() for field in dataclasses.fields(medkg.ClientConfig)} - {"MEDKG_CACHE"}
+    for name in list(os.environ):
+        if name in {"MEDKG_CONFIG", *fields} or name.startswith(("MEDKG_TLS_", "MEDKG_CACHE_", "MEDKG_REGISTRY_")):
+            del os.environ[name]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
