@@ -97,6 +97,20 @@ impl Pool {
         untried.any(|endpoint| endpoint.breaker.refuses(now).is_none())
     }
 
+    /// True if there is more than one endpoint.
+    pub(crate) fn is_choice(&self) -> bool {
+        self.members.current().len() > 1
+    }
+
+    /// True if an endpoint other than `here` that is not in `tried` would take a call, and does not say that it serves not.
+    pub(crate) fn has_other(&self, tried: &[u64], here: u64, now: Instant) -> bool {
+        let members = self.members.current();
+        let mut others = members
+            .iter()
+            .filter(|other| other.id() != here && !tried.contains(&other.id()));
+        others.any(|other| other.breaker.refuses(now).is_none() && other.serving(self.service) != Serving::No)
+    }
+
     /// True if no endpoint's breaker is closed, so that at most one call at a time gets through.
     pub(crate) fn none_is_closed(&self, now: Instant) -> bool {
         let members = self.members.current();
@@ -176,6 +190,14 @@ impl Pool {
         place.endpoint.note_answer(slowness, now);
         if place.endpoint.serving(self.service) == Serving::Unknown {
             place.endpoint.watch(self.service);
+        }
+    }
+
+    /// Notes that an endpoint answered with an error. One that refuses every call at once looks idle: it has to say itself
+    /// whether it serves.
+    pub(crate) fn note_refusal(&self, endpoint: &Endpoint) {
+        if self.is_choice() && endpoint.serving(self.service) == Serving::Unknown {
+            endpoint.watch(self.service);
         }
     }
 

@@ -26,9 +26,10 @@ use crate::members::Members;
 use crate::policy::backoff::Delays;
 use crate::policy::breaker::{BreakerState, Outcome, Permit};
 use crate::policy::budget::RetryBudget;
-use crate::policy::classify::{Failed, Service};
+use crate::policy::classify::{Failed, Origin, Service};
 use crate::policy::deadline::Deadline;
 use crate::policy::retry::{Decision, Situation, decide};
+use crate::silence::{Watchful, patience};
 
 use failing::{describe, judge};
 
@@ -259,7 +260,15 @@ impl Caller {
             progress.attempts += 1;
             let began = now();
             let connection = place.connection();
-            let attempt = connection.run(|channel| send(channel, call.request(make(), remaining)));
+            let here = place.endpoint.id();
+            let elsewhere = || self.pool.has_other(&progress.tried, here, now());
+            let watchful = (call.method.idempotent && self.pool.is_choice()).then(|| Watchful {
+                service: self.service,
+                patience: patience(remaining),
+                elsewhere: &elsewhere,
+            });
+            let request = |channel| send(channel, call.request(make(), remaining));
+            let attempt = connection.run(watchful.as_ref(), request);
             let result = match tokio::time::timeout(remaining, attempt).await {
                 Ok(result) => result,
                 Err(_) => Err(AttemptError::Elapsed),
@@ -305,8 +314,13 @@ impl Caller {
         let failed = judge(&error);
         let endpoint = Arc::clone(&place.endpoint);
         drop(place);
-        // One dial is one failure, however many calls waited for it; the one that dialled reports it.
-        let shared = matches!(error, AttemptError::NotConnected { shared: true, .. });
+        // One dial is one failure, however many calls waited for it; the one that dialled reports it. So is a connection.
+        let shared = matches!(
+            error,
+            AttemptError::NotConnected { shared: true, .. }
+                | AttemptError::BrokeTogether(_)
+                | AttemptError::Silent { shared: true, .. }
+        );
         if let (Some(permit), false) = (permit, shared) {
             let outcome = if failed.counts() {
                 Outcome::Failure
@@ -321,6 +335,9 @@ impl Caller {
                 address,
                 "it fails far more often than the others; it is set aside for a while"
             );
+        }
+        if failed.origin == Origin::Peer {
+            self.pool.note_refusal(&endpoint);
         }
         if !progress.tried.contains(&endpoint.id()) {
             progress.tried.push(endpoint.id());

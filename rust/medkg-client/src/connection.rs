@@ -10,10 +10,13 @@
 //! name is looked up and certificates are shown again now and then.
 
 use std::error::Error as StdError;
+use std::io::ErrorKind::TimedOut;
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use futures_util::future::{Either, select};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use medkg_tls::ClientTlsConfig;
@@ -26,6 +29,7 @@ use tower::ServiceExt as _;
 use crate::config::Address;
 use crate::policy::classify::{Origin, Service};
 use crate::service::health::{Health, Watches};
+use crate::silence::{Listening, Watchful};
 
 /// A ping is sent when nothing was received for this long.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -47,6 +51,15 @@ pub(crate) enum AttemptError {
     },
     /// The peer, or the transport, ended the call.
     Status(Status),
+    /// The connection broke while several calls were on it, and another one of them reports it.
+    BrokeTogether(Status),
+    /// Nobody seems to be there: neither the call nor a question for the server's health was answered.
+    Silent {
+        /// How long the question stayed unanswered.
+        patience: Duration,
+        /// True if another call that waited asked it: the failure is that call's to report.
+        shared: bool,
+    },
     /// The time for the attempt ran out.
     Elapsed,
 }
@@ -57,7 +70,8 @@ impl AttemptError {
         match self {
             Self::NotConnected { .. } => Origin::NeverSent,
             Self::Elapsed => Origin::Timeout,
-            Self::Status(status) => status_origin(status),
+            Self::Status(status) | Self::BrokeTogether(status) => status_origin(status),
+            Self::Silent { .. } => Origin::Broken,
         }
     }
 }
@@ -120,9 +134,35 @@ struct ConnectionLost;
 struct Live {
     id: u64,
     channel: Channel,
+    /// True once a call has found that it broke.
+    broken: Arc<AtomicBool>,
+    listening: Arc<Listening>,
     old_from: Instant,
     /// They end when nobody makes new calls over the channel: an open watch would keep the connection for ever.
     watches: Arc<Watches>,
+}
+
+impl Live {
+    async fn run<T, F>(&self, watchful: Option<&Watchful<'_>>, send: &impl Fn(Channel) -> F) -> Result<T, AttemptError>
+    where
+        F: Future<Output = Result<T, Status>>,
+    {
+        let sending = send(self.channel.clone());
+        let result = match watchful {
+            None => sending.await,
+            Some(watchful) => {
+                let silence = self.listening.silence(&self.channel, watchful);
+                match select(pin!(sending), pin!(silence)).await {
+                    Either::Left((result, _)) => result,
+                    Either::Right((shared, _)) => {
+                        let patience = watchful.patience;
+                        return Err(AttemptError::Silent { patience, shared });
+                    }
+                }
+            }
+        };
+        result.map_err(|status| broke(status, &self.broken))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -159,21 +199,25 @@ impl Connection {
         }
     }
 
-    /// Runs `send` over the connection, making one first if there is none.
-    pub(crate) async fn run<T, F>(&self, send: impl Fn(Channel) -> F) -> Result<T, AttemptError>
+    /// Runs `send` over the connection, making one first if there is none. With `watchful` it ends when nobody seems to be
+    /// there.
+    pub(crate) async fn run<T, F>(
+        &self,
+        watchful: Option<&Watchful<'_>>,
+        send: impl Fn(Channel) -> F,
+    ) -> Result<T, AttemptError>
     where
         F: Future<Output = Result<T, Status>>,
     {
         let live = self.live().await?;
-        let status = match send(live.channel).await {
-            Err(status) if was_lost(&status) => status,
-            result => return result.map_err(AttemptError::Status),
+        let status = match live.run(watchful, &send).await {
+            Err(AttemptError::Status(status)) if was_lost(&status) => status,
+            result => return result,
         };
         let address = self.how.address.as_str();
         tracing::debug!(address, %status, "the connection was gone; making a new one");
         self.retire(live.id).await;
-        let live = self.live().await?;
-        send(live.channel).await.map_err(AttemptError::Status)
+        self.live().await?.run(watchful, &send).await
     }
 
     /// Keeps `health` up to date for a service, over the connection that there is. While one is being made nothing is begun:
@@ -209,6 +253,8 @@ impl Connection {
                 let live = Live {
                     id: finished,
                     channel,
+                    broken: Arc::default(),
+                    listening: Arc::default(),
                     old_from: now.checked_add(age).unwrap_or(now),
                     watches: Arc::default(),
                 };
@@ -236,9 +282,13 @@ impl Connection {
     async fn dial(&self) -> Result<Channel, String> {
         let dialled = tokio::time::timeout(self.how.connect_timeout, self.handshake());
         match dialled.await {
-            Ok(result) => result.map_err(|error| format!("cannot connect: {}", explain(&*error))),
-            Err(_) => Err(format!(
-                "cannot connect within {} s",
+            // The connector gives each address of a host a share of the time.
+            Ok(Err(error)) if find::<std::io::Error>(&*error).is_none_or(|error| error.kind() != TimedOut) => {
+                Err(format!("cannot connect: {}", explain(&*error)))
+            }
+            Ok(Ok(channel)) => Ok(channel),
+            Ok(Err(_)) | Err(_) => Err(format!(
+                "cannot connect within {} s; is the address right, and does the network let packets through?",
                 self.how.connect_timeout.as_secs_f64()
             )),
         }
@@ -279,6 +329,18 @@ impl Connection {
         let mut once = Some(TokioIo::new(socket));
         let connector = tower::service_fn(move |_| std::future::ready(once.take().ok_or(ConnectionLost)));
         Ok(endpoint.connect_with_connector(connector).await?)
+    }
+}
+
+/// One connection that breaks is one failure, however many calls were on it: the first one to notice reports it. A stream
+/// that is reset alone is that call's own.
+fn broke(status: Status, broken: &AtomicBool) -> AttemptError {
+    let alone = |source| find::<h2::Error>(source).is_some_and(h2::Error::is_reset);
+    let whole = status_origin(&status) == Origin::Broken && !status.source().is_some_and(alone);
+    if whole && broken.swap(true, Ordering::Relaxed) {
+        AttemptError::BrokeTogether(status)
+    } else {
+        AttemptError::Status(status)
     }
 }
 

@@ -109,13 +109,15 @@ impl Endpoint {
         let asked = self
             .slots
             .first()
-            .map(|slot| slot.connection.run(|channel| check(channel, service)));
+            .map(|slot| slot.connection.run(None, |channel| check(channel, service)));
         let asked = OptionFuture::from(asked);
         let answer = match tokio::time::timeout(patience, asked).await {
             Ok(Some(Ok(serving))) => Ok(serving),
             Ok(Some(Err(AttemptError::NotConnected { why, .. }))) => Err(why.to_string()),
-            Ok(Some(Err(AttemptError::Status(status)))) => Err(status.to_string()),
-            Ok(Some(Err(AttemptError::Elapsed)) | None) | Err(_) => {
+            Ok(Some(Err(AttemptError::Status(status) | AttemptError::BrokeTogether(status)))) => {
+                Err(status.to_string())
+            }
+            Ok(Some(Err(AttemptError::Elapsed | AttemptError::Silent { .. })) | None) | Err(_) => {
                 Err(format!("no answer within {} s", patience.as_secs_f64()))
             }
         };

@@ -25,6 +25,7 @@ pub mod error;
 mod members;
 pub mod policy;
 pub mod service;
+mod silence;
 pub mod survey;
 
 use std::sync::Arc;

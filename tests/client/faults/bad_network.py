@@ -51,7 +51,7 @@ def swallowed_from_the_start(link: Link, addresses: list[str]) -> dict[str, Any]
 def swallowed_under_load(link: Link, addresses: list[str]) -> dict[str, Any]:
     """From one moment on nothing comes through to one of the servers, though its connection stands; later it does."""
     settings = {"connect_timeout": 0.5, "breaker_failures": 2, "breaker_cooldown": 0.5}
-    client = medkg.EmbeddingClient(addresses=addresses, tenant="faults", timeout=60, **settings)
+    client = medkg.EmbeddingClient(addresses=addresses, tenant="faults", timeout=6, **settings)
     callers = 6
     with Load(client, callers) as load:
         wait_for_all(load, len(addresses))

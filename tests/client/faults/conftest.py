@@ -26,11 +26,12 @@ class Member(NamedTuple):
 
 @pytest.fixture
 def fleet(gpu_server_binary: Path, minilm_dir: Path, tmp_path: Path) -> Iterator[Callable[..., list[Member]]]:
-    """Starts servers: `fleet(3, *arguments)`. Each has a tiny model of its own, unless they are to be `alike`."""
+    """Starts servers: `fleet(3, *arguments)`. Each has a tiny model of its own, unless they are to be `alike`, which it
+    loads after those that come `first`."""
     members: list[Member] = []
     models: dict[int, Written] = {}
 
-    def start(number: int, *arguments: str, alike: bool = False) -> list[Member]:
+    def start(number: int, *arguments: str, alike: bool = False, first: dict[str, Path] | None = None) -> list[Member]:
         for _ in range(number):
             seed = 0 if alike else len(members)
             if seed not in models:
@@ -39,7 +40,7 @@ def fleet(gpu_server_binary: Path, minilm_dir: Path, tmp_path: Path) -> Iterator
             server = LocalServer(
                 gpu_server_binary,
                 services=("embedding",),
-                embedding_models={"tiny": model.folder},
+                embedding_models={**(first or {}), "tiny": model.folder},
                 threads=1,
                 log_path=tmp_path / f"server-{len(members)}.jsonl",
                 arguments=("--dtype", "f32", *arguments),
@@ -48,7 +49,7 @@ def fleet(gpu_server_binary: Path, minilm_dir: Path, tmp_path: Path) -> Iterator
             members.append(Member(server.start(), model.digest))
         for member in members[-number:]:
             with medkg.EmbeddingClient(address=member.server.address, tenant="fleet", timeout=60) as client:
-                client.embed(["ready?"])
+                client.embed(["ready?"], model="tiny")
         return members[-number:]
 
     yield start

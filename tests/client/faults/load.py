@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import medkg
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from typing_extensions import Self
 
@@ -27,10 +27,10 @@ class Call(NamedTuple):
 
 
 class Load:
-    """Threads that embed a text, one call after the other, until the block ends."""
+    """Threads that embed texts, one call after the other, until the block ends."""
 
-    def __init__(self, client: medkg.EmbeddingClient, callers: int = 6) -> None:
-        self._client = client
+    def __init__(self, client: medkg.EmbeddingClient, callers: int = 6, texts: Sequence[str] = TEXT) -> None:
+        self._client, self._texts = client, texts
         self._over = threading.Event()
         self._threads = [threading.Thread(target=self._work) for _ in range(callers)]
         self.calls: list[Call] = []
@@ -50,7 +50,7 @@ class Load:
         while not self._over.is_set():
             begun, digest, failure = time.monotonic(), "", None
             try:
-                digest = self._client.embed(TEXT).model_digest
+                digest = self._client.embed(self._texts, model="tiny").model_digest
             except medkg.MedkgError as error:
                 failure = error
             self.calls.append(Call(begun, time.monotonic(), digest, failure))

@@ -69,9 +69,9 @@ def test_calls_are_dropped(fleet: Callable[..., list[Member]], seen: Callable[[s
                 await asyncio.sleep(0.01)
             [endpoint] = client.endpoints()
             assert (endpoint.breaker, endpoint.changes, endpoint.last_failure) == ("closed", [], None)
-            # Threads that handed answers over end when they have been idle for a while.
+            # A few more connections stay, and threads that handed answers over end when they have been idle.
             while any(
-                now > then + 2
+                now > then + 10
                 for process, held_then in before.items()
                 for now, then in zip(held(process), held_then, strict=True)
             ):

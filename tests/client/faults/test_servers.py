@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from .load import Load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from .conftest import Member
     from .wire import Proxy
@@ -88,6 +90,53 @@ def test_one_of_three_stands_still(
 
 @pytest.mark.fault(
     "Servers",
+    "one of three servers stops under load for longer than calls may take (SIGSTOP)",
+    "calls that wait there are made elsewhere while they have time; none fails",
+)
+def test_one_of_three_stands_still_for_long(
+    fleet: Callable[..., list[Member]], client: Callable[..., medkg.EmbeddingClient], seen: Callable[[str], None]
+) -> None:
+    members = fleet(3)
+    still = members[0]
+    timeout = 3
+    through = client(addresses(members), timeout=timeout, breaker_cooldown=0.5)
+    with Load(through) as load:
+        load.wait_for(200)
+        os.kill(still.server.pid, signal.SIGSTOP)
+        try:
+            stopped = time.monotonic()
+            while time.monotonic() < stopped + timeout + 1:
+                load.wait_for(50)
+        finally:
+            os.kill(still.server.pid, signal.SIGCONT)
+    assert load.errors() == []
+    seen(f"{timeout + 1} s, calls of {timeout} s: no call failed")
+
+
+@pytest.mark.fault(
+    "Servers",
+    "two servers are so busy that calls wait for long",
+    "they are waited for: no call is made twice",
+)
+def test_busy_servers_are_waited_for(
+    fleet: Callable[..., list[Member]], client: Callable[..., medkg.EmbeddingClient], seen: Callable[[str], None]
+) -> None:
+    through = client(addresses(fleet(2, alike=True)), timeout=60)
+    texts = ["word " * 60] * 128
+    through.embed(texts)
+    begun = time.monotonic()
+    through.embed(texts)
+    # So many that the last ones wait for some six seconds: a silent server is waited for four.
+    calls = min(int(2 * 6 / (time.monotonic() - begun)), 800)
+    with ThreadPoolExecutor(calls) as pool:
+        results = list(pool.map(lambda _: through.embed(texts), range(calls)))
+    assert sum(result.usage.retries for result in results) == 0
+    assert [endpoint.last_failure for endpoint in through.endpoints()] == [None, None]
+    seen("calls waited for several seconds; none was made twice")
+
+
+@pytest.mark.fault(
+    "Servers",
     "one of three servers is told to end under load (SIGTERM), and is started again",
     "it finishes what it has begun; no call fails; afterwards it takes calls again",
 )
@@ -96,8 +145,7 @@ def test_one_of_three_is_restarted(
 ) -> None:
     members = fleet(3)
     restarted = members[2]
-    # While it loads its model it sends calls on to the others, each of them a retry.
-    with Load(client(addresses(members), breaker_cooldown=0.5, retry_budget=1)) as load:
+    with Load(client(addresses(members), breaker_cooldown=0.5)) as load:
         load.wait_for(500)
         assert restarted.server.stop() == 0
         load.wait_for(500)
@@ -105,6 +153,34 @@ def test_one_of_three_is_restarted(
         load.wait_for(50, lambda call: call.digest == restarted.digest)
     assert load.errors() == []
     seen("no call failed; exit status 0; it answers again")
+
+
+@pytest.mark.fault(
+    "Servers",
+    "one of three servers listens under load while it still loads its models",
+    "it gets no calls, or they are answered by the others; none fails; it takes calls once it is ready",
+)
+def test_one_of_three_loads_its_models(
+    fleet: Callable[..., list[Member]],
+    client: Callable[..., medkg.EmbeddingClient],
+    minilm_dir: Path,
+    seen: Callable[[str], None],
+) -> None:
+    # They take their time.
+    first = {f"first-{number}": minilm_dir for number in range(3)}
+    members = [*fleet(2), *fleet(1, first=first)]
+    loading = members[2]
+    through = client(addresses(members))
+    with Load(through) as load:
+        load.wait_for(200)
+        loading.server.kill()
+        load.wait_for(200)
+        loading.server.start()
+        # As if nobody knew of the crash: it may be asked from the first moment.
+        through.reset_breakers()
+        load.wait_for(50, lambda call: call.digest == loading.digest)
+    assert load.errors() == []
+    seen("no call failed; it answers when it is ready")
 
 
 @pytest.mark.requirement("isolation 5.4")

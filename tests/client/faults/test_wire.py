@@ -76,6 +76,31 @@ def test_connections_are_reset_under_load(
 
 @pytest.mark.fault(
     "Network",
+    "a connection with many calls on it is reset",
+    "that is one failure, however many calls were on it: the breaker stays closed, and none of them fails",
+)
+def test_a_busy_connection_is_reset(
+    fleet: Callable[..., list[Member]],
+    client: Callable[..., medkg.EmbeddingClient],
+    proxy: Callable[[str], Proxy],
+    seen: Callable[[str], None],
+) -> None:
+    [member] = fleet(1)
+    wire = proxy(member.server.address)
+    through = client([wire.address], breaker_failures=3, retry_budget=1)
+    callers = 8
+    with Load(through, callers, ["word " * 60] * 200) as load:
+        load.wait_for(callers)
+        for _ in range(2):
+            wire.reset()
+            load.wait_for(callers)
+    assert load.errors() == []
+    assert [endpoint.changes for endpoint in through.endpoints()] == [[]]
+    seen(f"2 resets under {callers} callers: breaker closed, no call failed")
+
+
+@pytest.mark.fault(
+    "Network",
     "servers end their connections again and again under load (GOAWAY)",
     "no call fails, even without retries",
 )

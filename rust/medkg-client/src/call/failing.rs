@@ -14,6 +14,9 @@ use crate::policy::breaker::BreakerState;
 use crate::policy::classify::{ErrorKind, Failed, classify};
 use crate::policy::retry::Stop;
 
+/// Of one message, in MiB.
+const LIMIT: usize = medkg_proto::MAX_MESSAGE_BYTES / (1024 * 1024);
+
 impl Caller {
     pub(super) fn too_late(&self, call: &Call, attempts: u32) -> ClientError {
         let message = "the deadline passed before the request could be made; give the call more time".to_owned();
@@ -76,9 +79,9 @@ impl Caller {
         attempts: u32,
     ) -> ClientError {
         let code = match error {
-            AttemptError::NotConnected { .. } => Code::Unavailable,
+            AttemptError::NotConnected { .. } | AttemptError::Silent { .. } => Code::Unavailable,
             AttemptError::Elapsed => Code::DeadlineExceeded,
-            AttemptError::Status(status) => match failed.kind {
+            AttemptError::Status(status) | AttemptError::BrokeTogether(status) => match failed.kind {
                 // tonic gives transport errors and timeouts codes that say something else.
                 ErrorKind::Unavailable => Code::Unavailable,
                 ErrorKind::Timeout => Code::DeadlineExceeded,
@@ -91,7 +94,7 @@ impl Caller {
             failure.retryable = failed.kind.is_transient() && !stop.exhausted();
             failure.retry_after = failed.pushback;
             failure.breaker_state = Some(endpoint.breaker.state(now()));
-            if let AttemptError::Status(status) = error {
+            if let AttemptError::Status(status) | AttemptError::BrokeTogether(status) = error {
                 failure.reason = error_info(status).unwrap_or_default();
                 failure.field_violations = field_violations(status);
             }
@@ -124,7 +127,7 @@ fn field_violations(status: &Status) -> Vec<FieldViolation> {
 pub(super) fn judge(error: &AttemptError) -> Failed {
     let origin = error.origin();
     match error {
-        AttemptError::NotConnected { .. } => Failed {
+        AttemptError::NotConnected { .. } | AttemptError::Silent { .. } => Failed {
             kind: classify(Code::Unavailable, None, origin),
             origin,
             pushback: None,
@@ -136,7 +139,7 @@ pub(super) fn judge(error: &AttemptError) -> Failed {
             pushback: None,
             loading: false,
         },
-        AttemptError::Status(status) => {
+        AttemptError::Status(status) | AttemptError::BrokeTogether(status) => {
             let reason = error_info(status).and_then(|reason| reason.parse().ok());
             let kind = classify(status.code(), reason, origin);
             let pushback = status.get_details_retry_info().and_then(|info| info.retry_delay);
@@ -150,14 +153,32 @@ pub(super) fn judge(error: &AttemptError) -> Failed {
     }
 }
 
+/// True if a message was larger than its receiver takes: tonic says so in these words on either side. What the server found
+/// came over the wire, with metadata of its answer.
+fn is_too_large(status: &Status) -> bool {
+    status.code() == Code::OutOfRange && status.message().contains("message length too large")
+}
+
 pub(super) fn describe(error: &AttemptError) -> String {
     match error {
         AttemptError::NotConnected { why, .. } => why.to_string(),
+        AttemptError::Silent { patience, .. } => format!(
+            "no answer, and none to a question for the server's health within {} s either",
+            patience.as_secs_f64()
+        ),
         AttemptError::Elapsed => "no answer within the deadline; give the call more time, or smaller input".to_owned(),
-        AttemptError::Status(status) => match std::error::Error::source(status) {
+        AttemptError::Status(status) | AttemptError::BrokeTogether(status) => match std::error::Error::source(status) {
             Some(source) => format!("the connection broke: {}", explain(source)),
             None if status.message().is_empty() && status.code() == Code::Unimplemented => {
                 "the server does not offer this; it may be of another version, or run without this role".to_owned()
+            }
+            None if is_too_large(status) => {
+                let (what, who) = if status.metadata().is_empty() {
+                    ("answer", "this client")
+                } else {
+                    ("request", "the server")
+                };
+                format!("the {what} is larger than the {LIMIT} MiB that {who} takes; ask for less at once")
             }
             None if status.message().is_empty() => "the server gave no message".to_owned(),
             None => status.message().to_owned(),
