@@ -13,6 +13,8 @@ import pytest
 import medkg
 
 
+@pytest.mark.requirement("isolation 4.3")
+@pytest.mark.requirement("isolation 3.3")
 @pytest.mark.requirement("isolation 5.3")
 def test_every_problem_is_listed_at_once() -> None:
     with pytest.raises(medkg.ConfigError) as caught:

@@ -90,6 +90,8 @@ def test_the_list_here_is_complete() -> None:
     assert set(EVERYTHING["cache"]) == {field.name for field in dataclasses.fields(medkg.CacheConfig)}
 
 
+@pytest.mark.requirement("isolation 4.3")
+@pytest.mark.requirement("isolation 3.3")
 @pytest.mark.parametrize("kind", ["toml", "yaml"])
 def test_every_field_can_be_given_in_a_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / f"medkg.{kind}"

@@ -87,6 +87,7 @@ def answering(client: medkg.EmbeddingClient, calls: int = 40) -> set[str]:
     return {client.embed(TEXT).model_digest for _ in range(calls)}
 
 
+@pytest.mark.requirement("isolation 6.1")
 def test_every_server_of_an_srv_record_is_used(fleet: Fleet, names: NameServer) -> None:
     names.serve(*srv(fleet.start(), fleet.start()))
     with medkg.EmbeddingClient(
@@ -184,6 +185,7 @@ def registering(fleet: Fleet, redis: Redis, *arguments: str, **options: Any) -> 
     return fleet.start("--registry", redis.url, "--advertise", "http://127.0.0.1:0", *arguments, **options)
 
 
+@pytest.mark.requirement("isolation 6.1")
 @pytest.mark.fault(
     "Discovery",
     "registered servers are added, drained (SIGTERM) and killed one after the other under load",
@@ -236,6 +238,7 @@ def test_a_registry_that_is_gone_takes_nothing_away(
     seen("no call failed; the server was listed again")
 
 
+@pytest.mark.requirement("isolation 6.1")
 def test_a_server_registers_itself_and_takes_itself_out(
     fleet: Fleet, redis: Redis, wait_until: Callable[..., None]
 ) -> None:
@@ -318,6 +321,7 @@ def test_what_makes_no_sense_is_refused() -> None:
         registry.endpoints("speech")  # type: ignore[arg-type]  # what is wrong with it is what is tested
 
 
+@pytest.mark.requirement("isolation 6.1")
 def test_a_server_that_must_be_one_is_not_chosen_among_several(redis: Redis) -> None:
     registry = medkg.ServiceRegistry(registry=medkg.RegistryConfig(redis=redis.url), tenant="demo")
     kept = [registry.register(f"http://127.0.0.1:{free_port()}", ["vector", "gpu"]) for _ in range(2)]

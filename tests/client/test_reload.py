@@ -200,6 +200,8 @@ def test_pickled_copies_and_forked_children_have_the_new_configuration(
     assert done.out.splitlines() == ["ready ready 3.0"] * 2 + ["None"], done.err
 
 
+@pytest.mark.requirement("isolation 4.3")
+@pytest.mark.requirement("isolation 3.3")
 @pytest.mark.fault(
     "Configuration", "a file that is followed breaks under load", "nothing changes; the log tells it once"
 )

@@ -365,6 +365,8 @@ def write_models(path: Path, *models: dict[str, Any]) -> None:
     fresh.replace(path)
 
 
+@pytest.mark.requirement("isolation 4.3")
+@pytest.mark.requirement("isolation 3.3")
 def test_the_models_file_is_followed_and_a_mistake_in_it_changes_nothing(
     operate: Callable[..., Operated], small: Callable[..., Written], tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .conftest import Member
 
+TOO_LARGE = "the request or its answer is larger than the 32 MiB that a message may have"
 LONG = ["word " * 60] * 32
 """About 2,000 tokens: more than the whole queue of the test's server, so one such call fills it."""
 
@@ -62,7 +63,7 @@ def test_a_request_that_is_too_large(server: LocalServer, seen: Callable[[str], 
     # The documents of one query stay together.
     documents = ["word " * 200_000] * 40
     with medkg.RerankingClient(address=server.address, tenant="large", timeout=60) as client:
-        with pytest.raises(medkg.RerankingValidationError) as large:
+        with pytest.raises(medkg.RerankingValidationError, match=TOO_LARGE) as large:
             client.rerank("query", documents)
         assert (large.value.attempts, large.value.breaker_state) == (1, "closed")
         assert len(client.rerank("query", ["document"]).documents) == 1
@@ -77,7 +78,7 @@ def test_a_request_that_is_too_large(server: LocalServer, seen: Callable[[str], 
 def test_an_answer_that_is_too_large(peer: Any, seen: Callable[[str], None]) -> None:
     peer.answer = b"\x12" + b"\x80\x80\x80\x10" + b"\x00" * (32 * 2**20)
     with medkg.EmbeddingClient(address=peer.address, tenant="large", timeout=60) as client:
-        with pytest.raises(medkg.MedkgError) as large:
+        with pytest.raises(medkg.MedkgError, match=TOO_LARGE) as large:
             client.embed(["text"])
         assert (large.value.attempts, large.value.breaker_state) == (1, "closed")
     seen(f"{type(large.value).__name__}, one attempt, breaker closed")

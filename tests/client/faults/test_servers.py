@@ -40,6 +40,7 @@ def recovery(load: Load, since: float, usual: float) -> float:
         begun += SLICE
 
 
+@pytest.mark.requirement("isolation 6.1")
 @pytest.mark.fault(
     "Servers",
     "one of three servers is killed under load",

@@ -153,8 +153,8 @@ pub(super) fn judge(error: &AttemptError) -> Failed {
     }
 }
 
-/// True if a message was larger than its receiver takes: tonic says so in these words on either side. What the server found
-/// came over the wire, with metadata of its answer.
+/// True if a message was larger than its receiver takes: tonic says so in these words, and with the same status, whether it
+/// was the server that received it or this client.
 fn is_too_large(status: &Status) -> bool {
     status.code() == Code::OutOfRange && status.message().contains("message length too large")
 }
@@ -173,12 +173,9 @@ pub(super) fn describe(error: &AttemptError) -> String {
                 "the server does not offer this; it may be of another version, or run without this role".to_owned()
             }
             None if is_too_large(status) => {
-                let (what, who) = if status.metadata().is_empty() {
-                    ("answer", "this client")
-                } else {
-                    ("request", "the server")
-                };
-                format!("the {what} is larger than the {LIMIT} MiB that {who} takes; ask for less at once")
+                format!(
+                    "the request or its answer is larger than the {LIMIT} MiB that a message may have; send or ask for less at once"
+                )
             }
             None if status.message().is_empty() => "the server gave no message".to_owned(),
             None => status.message().to_owned(),
