@@ -79,8 +79,9 @@ async fn a_gpu_fault_is_neither_retried_nor_rerouted_nor_counted() {
             ..options(&[broken.uri(), well.uri()])
         });
         let mut failed = 0;
-        for _ in 0..40 {
-            if let Err(error) = embed(&client, texts(1)).await {
+        // All at once: calls in flight are what balances them, however long the first answers take.
+        for result in futures_util::future::join_all((0..40).map(|_| embed(&client, texts(1)))).await {
+            if let Err(error) = result {
                 assert_eq!((error.kind, error.attempts, error.retryable), (kind, 1, false));
                 assert_eq!(
                     (error.reason.as_str(), error.endpoint.as_str()),
