@@ -169,7 +169,8 @@ impl Pool {
         }
         // Drawn from the others, each as likely as the next.
         let second = (first + random.usize(1..among.len())) % among.len();
-        let load = |index: usize| among[index].load(self.service, now);
+        let both = among[first].is_measured(now) && among[second].is_measured(now);
+        let load = |index: usize| among[index].load(self.service, both, now);
         among[if lighter(load(second), load(first)) {
             second
         } else {

@@ -65,6 +65,19 @@ fn an_endpoint_that_is_three_times_as_slow_is_given_about_a_third() {
 }
 
 #[test]
+fn an_endpoint_that_has_not_answered_yet_is_not_passed_over() {
+    let (pool, now) = (pool(2), Instant::now() + LATER);
+    // Its first answer was slow, so the next ones look quick.
+    for slowness in [1.0, 0.1, 0.1, 0.1, 0.1] {
+        pool.members.current()[0].note_answer(slowness, now);
+    }
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut calls = (0..100).map(|_| pool.pick(&[], &mut random, now).unwrap());
+    let other = calls.by_ref().filter(|admitted| index(&pool, admitted) == 1).count();
+    assert!((30..=70).contains(&other), "{other} of 100");
+}
+
+#[test]
 fn an_endpoint_that_has_just_come_back_begins_slowly() {
     let (pool, now) = (pool(2), Instant::now() + LATER);
     open(&pool, 0, now);

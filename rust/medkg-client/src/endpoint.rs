@@ -27,6 +27,9 @@ use crate::service::health::{Health, Serving, check};
 /// them to allow at least), and about what keeps the one thread busy that drives a connection.
 const STREAMS: usize = 64;
 
+/// So many answers say how slow an endpoint is.
+const ANSWERS: f64 = 3.0;
+
 /// How an endpoint's calls went.
 #[derive(Debug, Default)]
 struct Record {
@@ -142,13 +145,20 @@ impl Endpoint {
         self.record().outlier.rate()
     }
 
-    /// How loaded it is with calls of a service.
-    pub(crate) fn load(&self, service: Service, now: Instant) -> f64 {
+    /// True if enough of its answers came lately to say how slow it is. The first answer of an endpoint is often its slowest,
+    /// and would make all that come after it look quick.
+    pub(crate) fn is_measured(&self, now: Instant) -> bool {
+        self.record().slowness.weight(now) >= ANSWERS
+    }
+
+    /// How loaded it is with calls of a service; `by_slowness` if its answers are to count.
+    pub(crate) fn load(&self, service: Service, by_slowness: bool, now: Instant) -> f64 {
         let pending = self.pending.load(Ordering::Relaxed);
         let (slowness, back) = {
             let record = self.record();
             (record.slowness.settling(1.0, now), record.outlier.back_since(now))
         };
+        let slowness = if by_slowness { slowness } else { 1.0 };
         let begun = [back, self.breaker.closed_since(), self.health.back(service)];
         let begun = begun.into_iter().flatten().fold(self.since, Instant::max);
         load(pending, slowness, now.saturating_duration_since(begun))
