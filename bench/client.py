@@ -1,12 +1,16 @@
 """medkg's client against grpcio, the client a user would write: the same server, the same call, one run.
 
-The call is GpuService/GetStatus: it computes nothing, so what is measured is the way there and back.
+Small calls are GpuService/GetStatus: it computes nothing, so what is measured is the way there and back. Embeddings come from
+a server that answers without computing (rust/medkg-client/benches/client.rs), which also compares the Rust client with a
+bare tonic client.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -15,19 +19,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from grpc_tools import protoc
 
 import medkg
-from bench.measure import Row, interleave, rate, ratio
+from bench.measure import Row, interleave, rate, ratio, row
 from medkg.local import LocalServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-CALLS = 2000
+CALLS = 6400
+ROWS = 1000
+DIMENSION = 1024
 THREADS = 32
 IN_FLIGHT = 64
 METADATA = [("x-tenant-id", "bench")]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def stubs(proto: Path) -> tuple[Any, Any]:
@@ -89,6 +98,15 @@ async def in_flight(call: Callable[[], Any]) -> float:
 
 def measure(server_binary: Path, proto: Path, *, repetitions: int, say: Callable[[str], None]) -> list[Row]:
     """All rows of the suite."""
+    return [
+        *small_calls(server_binary, proto, repetitions=repetitions, say=say),
+        *with_rust_peer(repetitions=repetitions, say=say),
+        *footprint(repetitions=repetitions, say=say),
+    ]
+
+
+def small_calls(server_binary: Path, proto: Path, *, repetitions: int, say: Callable[[str], None]) -> list[Row]:
+    """Calls that compute nothing."""
     messages, generated = stubs(proto)
     request = messages.GetStatusRequest()
     rows: list[Row] = []
@@ -135,4 +153,117 @@ def measure(server_binary: Path, proto: Path, *, repetitions: int, say: Callable
             ratio(name, rates["medkg"], rates["grpc.aio"], peer="grpc.aio", bar=3.0),
             rate(f"medkg: {name}", rates["medkg"], "calls/s"),
         ]
+    return rows
+
+
+def rust_peer() -> str:
+    """The program behind the embeddings and the comparison with tonic, built if it is not."""
+    command = ["cargo", "bench", "--locked", "-p", "medkg-client", "--bench", "client", "--no-run"]
+    built = subprocess.run([*command, "--message-format=json"], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    programs = [json.loads(line).get("executable") for line in built.stdout.splitlines()]
+    return next(program for program in programs if program)
+
+
+def with_rust_peer(*, repetitions: int, say: Callable[[str], None]) -> list[Row]:
+    """Embeddings into numpy, and the Rust client beside a bare tonic client."""
+    say("building the peer in Rust")
+    program = rust_peer()
+    say("the Rust client beside a bare tonic client")
+    compared = subprocess.run([program, "compare", str(repetitions)], stdout=subprocess.PIPE, text=True, check=True)
+    told = json.loads(compared.stdout)
+    added = [ours - bare for ours, bare in zip(told["p95"]["medkg"], told["p95"]["tonic"], strict=True)]
+    name = f"Rust: calls/s, {IN_FLIGHT} in flight"
+    rows = [
+        ratio(name, told["calls"]["medkg"], told["calls"]["tonic"], peer="bare tonic client", bar=0.9),
+        rate(f"medkg: {name}", told["calls"]["medkg"], "calls/s"),
+        row("Rust: added to the 95th percentile of a call", added, "us", peer="bare tonic client", bar=100.0),
+    ]
+    with subprocess.Popen([program, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            rows += embeddings(server.stdout.readline().strip(), repetitions=repetitions, say=say)
+        finally:
+            server.terminate()
+    return rows
+
+
+def embeddings(address: str, *, repetitions: int, say: Callable[[str], None]) -> list[Row]:
+    """1,000 x 1,024 f32 into a numpy array, from one caller."""
+    floats, octets, wanted = vector_messages()
+    options = [("grpc.max_receive_message_length", -1)]
+    texts = ["x"] * ROWS
+
+    def medkg_rate() -> float:
+        return per_second(lambda: client.embed(texts).vectors, 30)
+
+    with (
+        medkg.EmbeddingClient(address=address, tenant="bench", max_batch_texts=ROWS) as client,
+        grpc.insecure_channel(address.removeprefix("http://"), options) as channel,
+    ):
+
+        def stub(method: str, answer: Any) -> Callable[[], Any]:
+            call = channel.unary_unary(
+                f"/bench.Vectors/{method}",
+                request_serializer=lambda message: message.SerializeToString(),
+                response_deserializer=answer.FromString,
+            )
+            return lambda: call(wanted(rows=ROWS), timeout=30)
+
+        as_floats, as_bytes = stub("Floats", floats), stub("Bytes", octets)
+
+        def floats_rate() -> float:
+            read = lambda: np.array(as_floats().values, dtype=np.float32).reshape(ROWS, DIMENSION)  # noqa: E731
+            return per_second(read, 10)
+
+        def bytes_rate() -> float:
+            read = lambda: np.frombuffer(as_bytes().values, dtype=np.float32).reshape(ROWS, DIMENSION)  # noqa: E731
+            return per_second(read, 30)
+
+        name = f"{ROWS:,} x {DIMENSION:,} f32 into numpy"
+        say(name)
+        runs = {"medkg": medkg_rate, "repeated float": floats_rate, "bytes": bytes_rate}
+        rates = interleave(runs, repetitions=repetitions, say=say)
+    return [
+        ratio(name, rates["medkg"], rates["repeated float"], peer="grpcio, repeated float", bar=20.0),
+        ratio(name, rates["medkg"], rates["bytes"], peer="grpcio, bytes", bar=2.0),
+        rate(f"medkg: {name}", rates["medkg"], "calls/s"),
+    ]
+
+
+def vector_messages() -> tuple[Any, Any, Any]:
+    """The messages of bench.Vectors, as the Rust peer has them."""
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="bench.proto", package="bench", syntax="proto3")
+    for message, name, kind, label in (
+        ("Floats", "values", field.TYPE_FLOAT, field.LABEL_REPEATED),
+        ("Octets", "values", field.TYPE_BYTES, field.LABEL_OPTIONAL),
+        ("Wanted", "rows", field.TYPE_UINT32, field.LABEL_OPTIONAL),
+    ):
+        file.message_type.add(name=message).field.add(name=name, number=1, type=kind, label=label)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    of = lambda name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"bench.{name}"))  # noqa: E731
+    return of("Floats"), of("Octets"), of("Wanted")
+
+
+def footprint(*, repetitions: int, say: Callable[[str], None]) -> list[Row]:
+    """What `import medkg` costs a process, and the size of the wheel."""
+    say("import medkg")
+
+    def spent(code: str) -> tuple[float, float]:
+        """Milliseconds and MiB of a process."""
+        started = time.perf_counter()
+        report = f"{code}; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        ended = subprocess.run([sys.executable, "-c", report], stdout=subprocess.PIPE, text=True, check=True)
+        return (time.perf_counter() - started) * 1000, int(ended.stdout) / 1024
+
+    pairs = [(spent("import medkg; medkg.connect"), spent("pass")) for _ in range(max(repetitions, 5))]
+    rows = [
+        row("import medkg", [ours[0] - bare[0] for ours, bare in pairs], "ms", peer="", bar=60.0),
+        row("memory of import medkg", [ours[1] - bare[1] for ours, bare in pairs], "MiB", peer="", bar=25.0),
+    ]
+    wheels = sorted((ROOT / "dist").glob("medkg-*.whl"))
+    if wheels:
+        size = wheels[-1].stat().st_size / 2**20
+        rows.append(row("the wheel", [size], "MiB", peer="", bar=12.0))
     return rows

@@ -169,8 +169,7 @@ impl Pool {
         }
         // Drawn from the others, each as likely as the next.
         let second = (first + random.usize(1..among.len())) % among.len();
-        let both = among[first].is_measured(now) && among[second].is_measured(now);
-        let load = |index: usize| among[index].load(self.service, both, now);
+        let load = |index: usize| among[index].load(self.service, now);
         among[if lighter(load(second), load(first)) {
             second
         } else {

@@ -56,25 +56,12 @@ fn calls_are_spread_over_all_endpoints() {
 #[test]
 fn an_endpoint_that_is_three_times_as_slow_is_given_about_a_third() {
     let (pool, now) = (pool(2), Instant::now() + LATER);
-    for _ in 0..100 {
+    for _ in 0..1000 {
         pool.members.current()[0].note_answer(3.0, now);
         pool.members.current()[1].note_answer(1.0, now);
     }
     let shares = shares(&pool, 400, now);
     assert!((85..=130).contains(&shares[0]), "{shares:?}");
-}
-
-#[test]
-fn an_endpoint_that_has_not_answered_yet_is_not_passed_over() {
-    let (pool, now) = (pool(2), Instant::now() + LATER);
-    // Its first answer was slow, so the next ones look quick.
-    for slowness in [1.0, 0.1, 0.1, 0.1, 0.1] {
-        pool.members.current()[0].note_answer(slowness, now);
-    }
-    let mut random = fastrand::Rng::with_seed(7);
-    let mut calls = (0..100).map(|_| pool.pick(&[], &mut random, now).unwrap());
-    let other = calls.by_ref().filter(|admitted| index(&pool, admitted) == 1).count();
-    assert!((30..=70).contains(&other), "{other} of 100");
 }
 
 #[test]

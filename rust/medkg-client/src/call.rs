@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use medkg_telemetry::tenant::{RequestId, TenantError, TenantId};
 use medkg_telemetry::trace_context::TraceContext;
 use prost::Message;
-use tonic::transport::Channel;
 use tonic::{Request, Status};
 
 use crate::balance::Pool;
+use crate::channel::Channel;
 use crate::config::{ClientConfig, ConfigError};
 use crate::connection::AttemptError;
 use crate::endpoint::{Admitted, Endpoint, EndpointStatus, Endpoints, Place};

@@ -18,26 +18,17 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::{Either, select};
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioIo;
 use medkg_tls::ClientTlsConfig;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::Mutex;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tower::ServiceExt as _;
 
+use crate::channel::Channel;
 use crate::config::Address;
+use crate::dialler::Dialler;
 use crate::policy::classify::{Origin, Service};
 use crate::service::health::{Health, Watches};
 use crate::silence::{Listening, Watchful};
-
-/// A ping is sent when nothing was received for this long.
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-/// A connection whose ping is not answered for this long is dead.
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Large tensors should not wait for window updates.
-const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
-const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
 
 /// Why an attempt failed.
 #[derive(Debug)]
@@ -85,7 +76,7 @@ fn status_origin(status: &Status) -> Origin {
     };
     if find::<tonic::TimeoutExpired>(source).is_some() {
         Origin::Timeout
-    } else if find::<tonic::ConnectError>(source).is_some() || was_lost(status) {
+    } else if was_lost(status) {
         Origin::NeverSent
     } else {
         Origin::Broken
@@ -123,11 +114,6 @@ pub(crate) fn explain(error: &(dyn StdError + 'static)) -> String {
     }
     text
 }
-
-/// The channel's connection is gone, and it must not make another one.
-#[derive(Debug, thiserror::Error)]
-#[error("the connection was lost")]
-struct ConnectionLost;
 
 /// A channel that is connected, or was.
 #[derive(Debug, Clone)]
@@ -179,6 +165,8 @@ pub(crate) struct Dialling {
     /// After this time new calls go over a new connection.
     pub(crate) max_age: Duration,
     pub(crate) tls: Option<ClientTlsConfig>,
+    /// None: TCP.
+    pub(crate) dialler: Option<Arc<dyn Dialler>>,
 }
 
 /// One connection to an address.
@@ -296,39 +284,17 @@ impl Connection {
 
     async fn handshake(&self) -> Result<Channel, Box<dyn StdError + Send + Sync>> {
         let uri = self.how.address.uri().clone();
+        if let Some(dialler) = &self.how.dialler {
+            return Channel::open(dialler.dial(&uri).await?, &self.how.address).await;
+        }
         if let Some(tls) = &self.how.tls {
-            return self.channel(tls.connector().oneshot(uri).await?.into_inner()).await;
+            let socket = tls.connector().oneshot(uri).await?.into_inner();
+            return Channel::open(socket, &self.how.address).await;
         }
         let mut tcp = HttpConnector::new();
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(self.how.connect_timeout));
-        self.channel(tcp.oneshot(uri).await?.into_inner()).await
-    }
-
-    /// An HTTP/2 channel over a socket that is connected and, where needed, encrypted.
-    async fn channel<S>(&self, socket: S) -> Result<Channel, Box<dyn StdError + Send + Sync>>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
-        // The socket is ready, so tonic must not look at the scheme; `origin` still says it to the server.
-        let authority = self
-            .how
-            .address
-            .uri()
-            .authority()
-            .map(ToString::to_string)
-            .unwrap_or_default();
-        let endpoint = Endpoint::from_shared(format!("http://{authority}"))?
-            .origin(self.how.address.uri().clone())
-            .user_agent(concat!("medkg/", env!("CARGO_PKG_VERSION")))?
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW);
-        let mut once = Some(TokioIo::new(socket));
-        let connector = tower::service_fn(move |_| std::future::ready(once.take().ok_or(ConnectionLost)));
-        Ok(endpoint.connect_with_connector(connector).await?)
+        Channel::open(tcp.oneshot(uri).await?.into_inner(), &self.how.address).await
     }
 }
 
@@ -351,8 +317,7 @@ fn was_lost(status: &Status) -> bool {
     let refused =
         |error: &h2::Error| error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR);
     status.source().is_some_and(|source| {
-        find::<ConnectionLost>(source).is_some()
-            || find::<hyper::Error>(source).is_some_and(hyper::Error::is_canceled)
+        find::<hyper::Error>(source).is_some_and(|error| error.is_canceled() || error.is_closed())
             || find::<h2::Error>(source).is_some_and(refused)
     })
 }
@@ -381,9 +346,6 @@ mod tests {
         let reset = std::io::Error::from(std::io::ErrorKind::ConnectionReset);
         let status = Status::from_error(Box::new(reset));
         assert_eq!(AttemptError::Status(status).origin(), Origin::Broken);
-        let refused = tonic::ConnectError(Box::new(std::io::Error::from(std::io::ErrorKind::ConnectionRefused)));
-        let status = Status::from_error(Box::new(refused));
-        assert_eq!(AttemptError::Status(status).origin(), Origin::NeverSent);
     }
 
     #[test]

@@ -16,6 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::cache::{Cache, CacheConfig};
 use crate::config::{Address, ConfigError, EndpointConfig, Problem, TlsOptions};
 use crate::connection::{AttemptError, Connection, Dialling};
+use crate::dialler::Dialler;
 use crate::discovery::Finder;
 use crate::policy::breaker::{Breaker, BreakerState, Permit, Refused};
 use crate::policy::classify::Service;
@@ -26,9 +27,6 @@ use crate::service::health::{Health, Serving, check};
 /// Streams that are open on a connection before another one is made: below what servers allow (100 is what RFC 9113 asks
 /// them to allow at least), and about what keeps the one thread busy that drives a connection.
 const STREAMS: usize = 64;
-
-/// So many answers say how slow an endpoint is.
-const ANSWERS: f64 = 3.0;
 
 /// How an endpoint's calls went.
 #[derive(Debug, Default)]
@@ -62,13 +60,19 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    fn new(address: &Address, config: &EndpointConfig, tls: Option<ClientTlsConfig>) -> Self {
+    fn new(
+        address: &Address,
+        config: &EndpointConfig,
+        tls: Option<ClientTlsConfig>,
+        dialler: Option<Arc<dyn Dialler>>,
+    ) -> Self {
         static IDS: AtomicU64 = AtomicU64::new(0);
         let how = Dialling {
             address: address.clone(),
             connect_timeout: config.connect_timeout,
             max_age: config.max_connection_age,
             tls,
+            dialler,
         };
         let slot = |_| Slot {
             connection: Connection::new(how.clone()),
@@ -145,20 +149,13 @@ impl Endpoint {
         self.record().outlier.rate()
     }
 
-    /// True if enough of its answers came lately to say how slow it is. The first answer of an endpoint is often its slowest,
-    /// and would make all that come after it look quick.
-    pub(crate) fn is_measured(&self, now: Instant) -> bool {
-        self.record().slowness.weight(now) >= ANSWERS
-    }
-
-    /// How loaded it is with calls of a service; `by_slowness` if its answers are to count.
-    pub(crate) fn load(&self, service: Service, by_slowness: bool, now: Instant) -> f64 {
+    /// How loaded it is with calls of a service.
+    pub(crate) fn load(&self, service: Service, now: Instant) -> f64 {
         let pending = self.pending.load(Ordering::Relaxed);
         let (slowness, back) = {
             let record = self.record();
             (record.slowness.settling(1.0, now), record.outlier.back_since(now))
         };
-        let slowness = if by_slowness { slowness } else { 1.0 };
         let begun = [back, self.breaker.closed_since(), self.health.back(service)];
         let begun = begun.into_iter().flatten().fold(self.since, Instant::max);
         load(pending, slowness, now.saturating_duration_since(begun))
@@ -315,9 +312,21 @@ struct Shared {
     /// Kept when nobody uses them: the next client finds what the last one computed.
     caches: Mutex<HashMap<CacheConfig, Arc<Cache>>>,
     finder: Finder,
+    dialler: Option<Arc<dyn Dialler>>,
 }
 
 impl Endpoints {
+    /// Connections are made by `dialler` instead of TCP.
+    pub fn dialled_by(dialler: Arc<dyn Dialler>) -> Self {
+        let shared = Shared {
+            dialler: Some(dialler),
+            ..Shared::default()
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
+    }
+
     /// What looks names and registries up.
     pub(crate) fn finder(&self) -> &Finder {
         &self.shared.finder
@@ -343,7 +352,7 @@ impl Endpoints {
             (Some(options), true) => Some(load_tls(options, address)?),
             _ => None,
         };
-        let endpoint = Arc::new(Endpoint::new(address, config, tls));
+        let endpoint = Arc::new(Endpoint::new(address, config, tls, self.shared.dialler.clone()));
         known.retain(|_, endpoint| endpoint.strong_count() > 0);
         known.insert(key, Arc::downgrade(&endpoint));
         Ok(endpoint)

@@ -9,8 +9,8 @@
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
-use tonic::transport::Channel;
 
+use crate::channel::Channel;
 use crate::policy::classify::Service;
 use crate::service::health::check;
 

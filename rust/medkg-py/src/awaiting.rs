@@ -11,8 +11,7 @@ use std::cell::RefCell;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
@@ -28,9 +27,7 @@ type Delivery = Box<dyn FnOnce(Python<'_>) -> PyResult<()> + Send>;
 
 /// What waits for an event loop. The loop holds it, by watching [`Inbox`].
 struct Waiting {
-    deliveries: Mutex<Vec<Delivery>>,
-    /// True while the loop has been told that there is something, and has not looked yet.
-    told: AtomicBool,
+    deliveries: medkg_client::inbox::Inbox<Delivery>,
     bell: UnixStream,
     /// The end that the loop watches.
     heard: UnixStream,
@@ -45,14 +42,9 @@ struct Inbox {
 #[pymethods]
 impl Inbox {
     fn __call__(&self, py: Python<'_>) {
-        // Before the flag: a byte that is written after it is heard again.
+        // Before they are taken: a byte that is written later is heard again.
         let _ = (&self.waiting.heard).read(&mut [0; 64]);
-        self.waiting.told.store(false, Ordering::SeqCst);
-        let deliveries = {
-            let mut waiting = self.waiting.deliveries.lock().unwrap_or_else(PoisonError::into_inner);
-            std::mem::take(&mut *waiting)
-        };
-        for delivery in deliveries {
+        for delivery in self.waiting.deliveries.take() {
             // What goes wrong with one must not keep the others from their answers.
             if let Err(error) = delivery(py) {
                 error.write_unraisable(py, None);
@@ -99,15 +91,9 @@ impl Loop {
 
     /// Has something done on the loop. A loop that is closed does nothing any more.
     pub(crate) fn deliver(&self, delivery: Delivery) {
-        let waiting = &self.waiting;
-        waiting
-            .deliveries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(delivery);
-        if !waiting.told.swap(true, Ordering::SeqCst) {
+        if self.waiting.deliveries.push(delivery) {
             // One byte at a time never fills it.
-            let _ = (&waiting.bell).write(&[1]);
+            let _ = (&self.waiting.bell).write(&[1]);
         }
     }
 }
@@ -117,8 +103,7 @@ fn open(py: Python<'_>, process: &Arc<Process>, event_loop: &Bound<'_, PyAny>) -
     bell.set_nonblocking(true)?;
     heard.set_nonblocking(true)?;
     let waiting = Arc::new(Waiting {
-        deliveries: Mutex::default(),
-        told: AtomicBool::new(false),
+        deliveries: medkg_client::inbox::Inbox::default(),
         bell,
         heard,
     });

@@ -31,6 +31,10 @@ mod streaming;
 mod vector;
 mod watching;
 
+/// For what Rust allocates; Python's own memory is Python's.
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The Rust half of medkg's clients.
 #[pyo3::pymodule]
 mod _core {

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 /// What lies this far back counts 1/e.
 const MEMORY: Duration = Duration::from_secs(10);
+/// So many usual values are put beside those that were measured.
+const PRIOR: f64 = 10.0;
 /// An endpoint that has just begun is given its full share after this time.
 const SLOW_START: Duration = Duration::from_secs(10);
 /// How much an endpoint that has just begun is made to look worse than it is.
@@ -47,10 +49,10 @@ impl DecayingMean {
         (self.weight > 0.0).then(|| self.sum / self.weight)
     }
 
-    /// The mean together with one value `usual` that is not forgotten: what is long ago says little about now.
+    /// The mean together with ten values `usual` that are not forgotten: a few values, or what is long ago, say little.
     pub fn settling(mut self, usual: f64, now: Instant) -> f64 {
         self.decay(now);
-        (self.sum + usual) / (self.weight + 1.0)
+        (self.sum + PRIOR * usual) / (self.weight + PRIOR)
     }
 
     /// How many values it rests on, those of long ago counted less.
@@ -137,10 +139,10 @@ mod tests {
     fn what_is_long_ago_says_little() {
         let (mut mean, now) = (DecayingMean::default(), Instant::now());
         assert!((mean.settling(1.0, now) - 1.0).abs() < f64::EPSILON);
-        for _ in 0..99 {
+        for _ in 0..90 {
             mean.add(3.0, now);
         }
-        assert!((mean.settling(1.0, now) - 2.98).abs() < 1e-9);
+        assert!((mean.settling(1.0, now) - 2.8).abs() < 1e-9);
         assert!(mean.settling(1.0, now + 20 * MEMORY) < 1.01);
     }
 

@@ -330,7 +330,7 @@ type Opened = (
 
 /// Opens a call and waits for its first answer.
 async fn open(
-    channel: tonic::transport::Channel,
+    channel: crate::channel::Channel,
     request: Request<(Requests, UnboundedReceiver<v1::StreamEmbeddingsRequest>)>,
 ) -> Result<Opened, Status> {
     let (mut metadata, extensions, (requests, mut to_send)) = request.into_parts();

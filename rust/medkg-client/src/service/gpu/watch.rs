@@ -100,7 +100,7 @@ async fn follow(caller: &Caller, call: &Call, told: &Told) -> Result<(), ClientE
 
 /// Opens the call and waits for the first status.
 async fn open(
-    channel: tonic::transport::Channel,
+    channel: crate::channel::Channel,
     mut request: Request<v1::WatchStatusRequest>,
 ) -> Result<(v1::GetStatusResponse, Streaming<v1::WatchStatusResponse>), Status> {
     // The time is that of the first status, and the call goes on after it.

@@ -167,7 +167,7 @@ fn read(
 
 /// Opens the call and waits for the first message.
 async fn open(
-    channel: tonic::transport::Channel,
+    channel: crate::channel::Channel,
     mut request: Request<v1::ExportVectorsRequest>,
 ) -> Result<(v1::ExportVectorsResponse, Streaming<v1::ExportVectorsResponse>), Status> {
     // The time is that of the first answer, and the call goes on after it.
