@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         connect,
     )
     from medkg.client.native import version as __version__
-    from medkg.config import CacheConfig, ClientConfig, ClientOptions, RegistryConfig, TlsConfig
+    from medkg.config import CacheConfig, ClientConfig, ClientOptions, FallbackConfig, RegistryConfig, TlsConfig
     from medkg.errors import (
         AlreadyExistsError,
         AuthenticationError,
@@ -122,6 +122,7 @@ __all__ = [
     "EndpointInfo",
     "ExportBatch",
     "FailedPreconditionError",
+    "FallbackConfig",
     "FetchResult",
     "GPUEmbeddingClient",
     "GpuClient",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-__all__ = ["CacheConfig", "ClientConfig", "ClientOptions", "RegistryConfig", "TlsConfig"]
+__all__ = ["CacheConfig", "ClientConfig", "ClientOptions", "FallbackConfig", "RegistryConfig", "TlsConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +69,27 @@ class RegistryConfig:
     cluster: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FallbackConfig:
+    """What calls may make do with where the network fails; an answer that rests on it says why in ``degraded``.
+
+    Asked for in this order, after every other server of ``addresses``. A fault of a GPU, and whatever else a server
+    answers, is raised as it is.
+
+    Attributes:
+        addresses: Servers of a second cluster, written as in ``ClientConfig.addresses``, with the same models: they get
+            the requests for embeddings and rankings that no server of the first takes. Streams are not continued there.
+        stale_cache: Whether ``embed`` may answer from the cache alone where no server says which model it has now: with
+            the model that this client was told of last. All of the call's texts must be there. Needs ``cache``.
+        dense_order: Whether documents that cannot be reranked may come in the order of their ``first_stage_scores``.
+            Without scores for all of them the error is raised.
+    """
+
+    addresses: Sequence[str] | None = None
+    stale_cache: bool | None = None
+    dense_order: bool | None = None
+
+
 class ClientOptions(TypedDict, total=False):
     """The fields of :class:`ClientConfig` as keywords, for type checkers."""
 
@@ -95,9 +116,11 @@ class ClientOptions(TypedDict, total=False):
     max_connection_age: float | None
     max_batch_texts: int | None
     max_batch_bytes: int | None
+    max_batch_tokens: int | None
     max_concurrent_batches: int | None
     tls: TlsConfig | None
     cache: CacheConfig | None
+    fallback: FallbackConfig | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,9 +157,11 @@ class ClientConfig:
         max_connection_age: Seconds after which new calls go over a new connection. Default: half an hour.
         max_batch_texts: Most texts, or query-document pairs, in one request; more are split.
         max_batch_bytes: Most bytes of texts or vectors in one request; more are split.
+        max_batch_tokens: Most tokens of texts in one request, estimated as a quarter of their bytes; more are split.
         max_concurrent_batches: Most requests of one call that are out at once.
         tls: Authorities and identity for ``https`` addresses.
         cache: Keeps embeddings; None: every text is embedded each time.
+        fallback: What calls may make do with where the network fails; None: with nothing.
     """
 
     address: str | None = None
@@ -162,9 +187,11 @@ class ClientConfig:
     max_connection_age: float | None = None
     max_batch_texts: int | None = None
     max_batch_bytes: int | None = None
+    max_batch_tokens: int | None = None
     max_concurrent_batches: int | None = None
     tls: TlsConfig | None = None
     cache: CacheConfig | None = None
+    fallback: FallbackConfig | None = None
 
     @classmethod
     def load(
@@ -173,8 +200,8 @@ class ClientConfig:
         """Put a configuration together: each field from ``fields``, the environment or a file, in that order.
 
         Args:
-            path: A ``.toml``, ``.yaml`` or ``.yml`` file whose keys are the fields; ``tls`` and ``cache`` are tables,
-                and paths in it are relative to its folder. None: the file that ``MEDKG_CONFIG`` names, if it is set.
+            path: A ``.toml``, ``.yaml`` or ``.yml`` file whose keys are the fields; groups such as ``tls`` are tables;
+                paths in it are relative to its folder. None: the file that ``MEDKG_CONFIG`` names, if it is set.
             env: Whether the environment is read: ``MEDKG_`` and the field's name in capitals, ``MEDKG_TLS_CA_FILE`` and
                 ``MEDKG_CACHE_REDIS`` for the fields of ``tls`` and ``cache``, lists separated by commas.
             **fields: Fields that are said here. ``None`` says nothing.

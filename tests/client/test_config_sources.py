@@ -45,16 +45,22 @@ EVERYTHING: dict[str, Any] = {
     "max_connection_age": 600.0,
     "max_batch_texts": 64,
     "max_batch_bytes": 1000000,
+    "max_batch_tokens": 5000,
     "max_concurrent_batches": 2,
     "tls": {"ca_file": "/ca.pem", "cert_file": "/c.pem", "key_file": "/k.pem", "server_name": "gpu"},
     "cache": {"memory_bytes": 1000, "ttl": 60.0, "redis": "redis://127.0.0.1:1"},
+    "fallback": {"addresses": ("https://g:7",), "stale_cache": True, "dense_order": True},
 }
 """Every field, with values that are no defaults. `address` and `registry` exclude `addresses`."""
 
 
 def everything() -> medkg.ClientConfig:
     tls = {name: value if name == "server_name" else Path(value) for name, value in EVERYTHING["tls"].items()}
-    groups = {"tls": medkg.TlsConfig(**tls), "cache": medkg.CacheConfig(**EVERYTHING["cache"])}
+    groups = {
+        "tls": medkg.TlsConfig(**tls),
+        "cache": medkg.CacheConfig(**EVERYTHING["cache"]),
+        "fallback": medkg.FallbackConfig(**EVERYTHING["fallback"]),
+    }
     return medkg.ClientConfig(**{**EVERYTHING, **groups})
 
 
@@ -62,6 +68,10 @@ def toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return str(list(value) if isinstance(value, tuple) else repr(value) if isinstance(value, str) else value)
+
+
+def yaml(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else toml(value)
 
 
 def written(kind: str) -> str:
@@ -73,9 +83,9 @@ def written(kind: str) -> str:
             lines += [f"[{key}]"] if table else []
             lines += [f"{name} = {toml(inner)}" for name, inner in (value if table else {key: value}).items()]
         elif isinstance(value, dict):
-            lines += [f"{key}:", *(f"  {name}: {inner}" for name, inner in value.items())]
+            lines += [f"{key}:", *(f"  {name}: {yaml(inner)}" for name, inner in value.items())]
         else:
-            lines.append(f"{key}: {list(value) if isinstance(value, tuple) else toml(value)}")
+            lines.append(f"{key}: {yaml(value)}")
     return "\n".join(lines)
 
 
@@ -88,6 +98,7 @@ def test_the_list_here_is_complete() -> None:
     assert set(EVERYTHING) == names - {"address", "registry"}
     assert set(EVERYTHING["tls"]) == {field.name for field in dataclasses.fields(medkg.TlsConfig)}
     assert set(EVERYTHING["cache"]) == {field.name for field in dataclasses.fields(medkg.CacheConfig)}
+    assert set(EVERYTHING["fallback"]) == {field.name for field in dataclasses.fields(medkg.FallbackConfig)}
 
 
 @pytest.mark.requirement("isolation 4.3")

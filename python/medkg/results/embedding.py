@@ -33,6 +33,8 @@ class EmbeddingResult:
         dtype: The type of the elements.
         dimension: d, the elements of one vector.
         scales: For ``"int8"`` shape ``(n,)``, float32, above 0: value = scale * element; else None.
+        degraded: Why it is not the answer that was asked for, where a :class:`medkg.FallbackConfig` stood in;
+            None: it is.
     """
 
     vectors: (
@@ -52,6 +54,7 @@ class EmbeddingResult:
     dtype: Literal["float32", "float16", "bfloat16", "int8", "binary"]
     dimension: int
     scales: npt.NDArray[np.float32] | None
+    degraded: str | None = None
 
     def as_float32(self) -> npt.NDArray[np.float32]:
         """The vectors as float32 of shape ``(n, d)``; bits become 1 and -1.
@@ -70,6 +73,25 @@ class EmbeddingResult:
         else:
             values = vectors.astype(np.float32, copy=False)
         return values if self.scales is None else values * self.scales[:, None]
+
+    def to_arrow(self) -> Any:
+        """The vectors as a ``pyarrow.FixedSizeListArray`` of n lists, over the memory of ``vectors``, not a copy.
+
+        Elements are those of ``vectors``: float, halffloat for ``"float16"``; Arrow has no bfloat16 either, so uint16
+        with the bits; int8 without the ``scales``, which stay beside it; uint8 of packed bits for ``"binary"``. For
+        values whatever the dtype, take ``as_float32()`` first.
+
+        Raises:
+            ModuleNotFoundError: pyarrow is not there; the extra ``medkg[arrow]`` brings it.
+        """
+        from medkg.vectors import arrow  # noqa: PLC0415 - `import medkg` must not load numpy
+
+        return arrow.load().rows(self.vectors)
+
+    def __arrow_c_array__(self, requested_schema: object | None = None) -> tuple[object, object]:
+        """The vectors for whoever speaks Arrow's PyCapsule interface, as :meth:`to_arrow` gives them."""
+        capsules: tuple[object, object] = self.to_arrow().__arrow_c_array__(requested_schema)
+        return capsules
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,6 +112,7 @@ class SparseEmbeddingResult:
         usage: What it cost.
         request_id: Names the call in logs.
         trace_id: The call's trace, 32 hex digits.
+        degraded: As :attr:`EmbeddingResult.degraded`.
     """
 
     indptr: npt.NDArray[np.int64]
@@ -103,6 +126,7 @@ class SparseEmbeddingResult:
     usage: Usage
     request_id: str
     trace_id: str
+    degraded: str | None = None
 
     def row(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
         """The token ids and weights of text ``index``, as views; a negative one counts from the end.

@@ -33,7 +33,7 @@ class RankedDocument:
     Attributes:
         index: Index into the query's documents.
         score: The score that ranks; larger is better.
-        relevance: The cross-encoder's logit.
+        relevance: The cross-encoder's logit; NaN where none has seen it, and ``degraded`` of the result says why.
     """
 
     index: int
@@ -53,6 +53,8 @@ class RerankResult:
         usage: What it cost.
         request_id: Names the call in logs.
         trace_id: The call's trace, 32 hex digits.
+        degraded: Why it is not the answer that was asked for, where a :class:`medkg.FallbackConfig` stood in;
+            None: it is. Documents in the order of their first-stage scores have these as ``score``, and no model.
     """
 
     documents: list[RankedDocument]
@@ -62,6 +64,7 @@ class RerankResult:
     usage: Usage
     request_id: str
     trace_id: str
+    degraded: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class RerankBatchResult:
         usage: What it cost.
         request_id: Names the call in logs.
         trace_id: The call's trace, 32 hex digits.
+        degraded: Why it is not the answer that was asked for, where a :class:`medkg.FallbackConfig` stood in;
+            None: it is. Documents in the order of their first-stage scores have these as ``score``, and no model.
     """
 
     rankings: list[list[RankedDocument]]
@@ -85,3 +90,4 @@ class RerankBatchResult:
     usage: Usage
     request_id: str
     trace_id: str
+    degraded: str | None = None

@@ -1,4 +1,4 @@
-"""Arrow IPC and Parquet files of points, through pyarrow.
+"""Arrow IPC and Parquet files of points, and arrays of vectors, through pyarrow.
 
 Apart from `medkg.vectors.files` so that one module imports pyarrow for it; `load` says which extra is missing.
 """
@@ -38,8 +38,21 @@ def load() -> Any:
         message = "Arrow and Parquet files need pyarrow: pip install 'medkg[arrow]'"
         raise ModuleNotFoundError(message, name=error.name) from error
     return SimpleNamespace(
-        write_ipc=_write_ipc, write_parquet=_write_parquet, read_ipc=_read_ipc, read_parquet=_read_parquet
+        write_ipc=_write_ipc,
+        write_parquet=_write_parquet,
+        read_ipc=_read_ipc,
+        read_parquet=_read_parquet,
+        rows=_rows_of,
     )
+
+
+def _rows_of(matrix: Any) -> Any:
+    """The rows of a C-contiguous numpy array as lists of one length, over its memory."""
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    elements = pa.array(matrix.reshape(-1))
+    kind = pa.list_(pa.field("item", elements.type, nullable=False), matrix.shape[1])
+    return pa.FixedSizeListArray.from_arrays(elements, type=kind)
 
 
 def _list_of(kind: Any) -> Any:

@@ -163,6 +163,7 @@ mod tests {
         let config = BatchConfig {
             max_items: 1,
             max_bytes: 1,
+            max_tokens: 1,
             max_concurrent: 3,
         };
         let request = async |range: Range<usize>| {

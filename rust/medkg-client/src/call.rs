@@ -6,6 +6,7 @@
 //! only carries it out.
 
 mod failing;
+mod fallback;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +21,7 @@ use crate::balance::Pool;
 use crate::channel::Channel;
 use crate::config::{ClientConfig, ConfigError};
 use crate::connection::AttemptError;
-use crate::endpoint::{Admitted, Endpoint, EndpointStatus, Endpoints, Place};
+use crate::endpoint::{Admitted, Endpoint, Endpoints, Place};
 use crate::error::ClientError;
 use crate::members::Members;
 use crate::policy::backoff::Delays;
@@ -104,6 +105,8 @@ impl Call {
 pub(crate) struct Answer<T> {
     pub(crate) message: T,
     pub(crate) retries: u32,
+    /// Why it is not the answer that was asked for; none if it is.
+    pub(crate) degraded: Option<String>,
 }
 
 /// Makes the requests of one service.
@@ -113,6 +116,8 @@ pub(crate) struct Caller {
     pub(crate) config: Arc<ClientConfig>,
     pub(crate) pool: Pool,
     budget: Arc<RetryBudget>,
+    /// Who makes the requests that nobody here takes.
+    second: Option<Box<Self>>,
 }
 
 /// The time, also where tests have paused it.
@@ -128,23 +133,23 @@ impl Caller {
         endpoints: &Endpoints,
     ) -> Result<Self, ConfigError> {
         let members = Members::new(service, &config, endpoints)?;
+        let second = config.second(service).map(|second| {
+            let second = Self::new(service, Arc::new(second), Arc::clone(&budget), endpoints);
+            second.map(Box::new)
+        });
         Ok(Self {
             service,
             config,
             pool: Pool::new(service, members),
             budget,
+            second: second.transpose()?,
         })
-    }
-
-    /// What is known of the service's servers.
-    pub(crate) fn endpoints(&self) -> Vec<EndpointStatus> {
-        self.pool.statuses(now())
     }
 
     /// Closes the breaker of an address, or of all; how many were not closed.
     pub(crate) fn reset_breakers(&self, address: Option<&str>) -> Result<usize, ClientError> {
-        self.pool.reset(address, now()).ok_or_else(|| {
-            let problem = format!("is not an address of this client; it has {}", self.pool.addresses());
+        self.reset(address, now()).ok_or_else(|| {
+            let problem = format!("is not an address of this client; it has {}", self.addresses());
             ClientError::invalid(self.service, "reset_breakers", "address", &problem)
         })
     }
@@ -201,7 +206,21 @@ impl Caller {
         M: Message,
         F: Future<Output = Result<T, Status>>,
     {
-        let progress = self.progress(call);
+        self.request_until(call, self.progress(call), make, send).await
+    }
+
+    /// As [`Self::request`], for a request that has got as far as `progress`.
+    async fn request_until<M, T, F>(
+        &self,
+        call: &Call,
+        progress: Progress,
+        make: impl Fn() -> M,
+        send: impl Fn(Channel, Request<M>) -> F,
+    ) -> Result<Answer<T>, ClientError>
+    where
+        M: Message,
+        F: Future<Output = Result<T, Status>>,
+    {
         let bytes = Arc::clone(&progress.bytes);
         let make = || {
             let message = make();
@@ -281,7 +300,12 @@ impl Caller {
                     self.pool
                         .note_answer(&place, what, now.saturating_duration_since(began), now);
                     let retries = progress.attempts - 1;
-                    return Ok((Answer { message, retries }, place));
+                    let answer = Answer {
+                        message,
+                        retries,
+                        degraded: None,
+                    };
+                    return Ok((answer, place));
                 }
                 Err(error) => error,
             };

@@ -9,6 +9,7 @@ mod check;
 mod document;
 mod effective;
 mod environment;
+mod fallback;
 mod following;
 mod loading;
 mod options;
@@ -33,6 +34,7 @@ use crate::policy::budget::RetryBudget;
 use crate::policy::classify::Service;
 use check::Checker;
 pub use environment::{Environment, variable};
+pub use fallback::{FallbackConfig, FallbackOptions};
 pub use following::{Candidate, Followed};
 pub use loading::{Loaded, Sources};
 pub use reader::Origin;
@@ -61,6 +63,8 @@ const MAX_CONNECTION_AGE: Duration = Duration::from_secs(30 * 60);
 /// With four requests in flight this keeps a server busy, and each stays far below the timeout.
 const MAX_BATCH_TEXTS: usize = 128;
 const MAX_BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// 128 texts of 512 tokens.
+const MAX_BATCH_TOKENS: usize = 65_536;
 const MAX_CONCURRENT_BATCHES: usize = 4;
 /// 160,000 embeddings of 384 f32.
 const CACHE_BYTES: u64 = 256 * 1024 * 1024;
@@ -131,12 +135,16 @@ pub struct ClientOptions {
     pub max_batch_texts: Option<u64>,
     /// Most bytes of texts or vectors in one request; more are split.
     pub max_batch_bytes: Option<u64>,
+    /// Most tokens of texts in one request, estimated as a quarter of their bytes; more are split.
+    pub max_batch_tokens: Option<u64>,
     /// Most requests of one call that are out at once.
     pub max_concurrent_batches: Option<u64>,
     /// TLS identity and authorities.
     pub tls: Option<TlsOptions>,
     /// Keeps embeddings; None: every text is embedded each time.
     pub cache: Option<CacheOptions>,
+    /// What calls may make do with where the network fails; None: with nothing.
+    pub fallback: Option<FallbackOptions>,
 }
 
 /// What a user sets of the cache of embeddings. None means the default.
@@ -238,8 +246,18 @@ pub struct BatchConfig {
     pub max_items: usize,
     /// Most bytes of items in one request; a single larger item travels alone.
     pub max_bytes: usize,
+    /// Most tokens of texts in one request, estimated: see [`BatchConfig::max_text_bytes`].
+    pub max_tokens: usize,
     /// Most requests of one call that are out at once.
     pub max_concurrent: usize,
+}
+
+impl BatchConfig {
+    /// Most bytes of texts in one request, by the limit of bytes and by that of tokens. Four bytes are taken for a token:
+    /// about what vocabularies make of English; the client has no tokenizer.
+    pub fn max_text_bytes(&self) -> usize {
+        self.max_bytes.min(self.max_tokens.saturating_mul(4))
+    }
 }
 
 /// A configuration that can be used.
@@ -269,6 +287,8 @@ pub struct ClientConfig {
     pub batch: BatchConfig,
     /// What is kept of embeddings.
     pub cache: Option<CacheConfig>,
+    /// What calls may make do with where the network fails.
+    pub fallback: FallbackConfig,
 }
 
 impl ClientConfig {
@@ -280,7 +300,8 @@ impl ClientConfig {
         };
         let registry = options.registry.as_ref().and_then(|registry| check.registry(registry));
         let targets = check.all_targets(options, registry.clone());
-        let tls = check.tls(options.tls.as_ref(), targets.iter().flatten());
+        let fallback = check.fallback(options);
+        let tls = check.tls(options.tls.as_ref(), targets.iter().flatten().chain(&fallback.targets));
         let name_server = options.name_server.as_ref().and_then(|text| {
             let parsed = text
                 .parse()
@@ -322,6 +343,7 @@ impl ClientConfig {
         let batch = BatchConfig {
             max_items: check.size("max_batch_texts", options.max_batch_texts, MAX_BATCH_TEXTS),
             max_bytes: check.size("max_batch_bytes", options.max_batch_bytes, MAX_BATCH_BYTES),
+            max_tokens: check.size("max_batch_tokens", options.max_batch_tokens, MAX_BATCH_TOKENS),
             max_concurrent: check.size(
                 "max_concurrent_batches",
                 options.max_concurrent_batches,
@@ -350,6 +372,7 @@ impl ClientConfig {
                 retry_budget,
                 batch,
                 cache,
+                fallback,
             }),
             _ => Err(ConfigError {
                 problems: check.problems,

@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use medkg_client::config::{
-    CacheOptions, ClientConfig, ClientOptions, ConfigError, Environment, Origin, Problem, RegistryOptions, Sources,
-    TlsOptions,
+    CacheOptions, ClientConfig, ClientOptions, ConfigError, Environment, FallbackOptions, Origin, Problem,
+    RegistryOptions, Sources, TlsOptions,
 };
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -91,6 +91,7 @@ pub(crate) fn show(py: Python<'_>, options: &ClientOptions) -> PyResult<Py<PyAny
     fields.set_item("max_connection_age", options.max_connection_age)?;
     fields.set_item("max_batch_texts", options.max_batch_texts)?;
     fields.set_item("max_batch_bytes", options.max_batch_bytes)?;
+    fields.set_item("max_batch_tokens", options.max_batch_tokens)?;
     fields.set_item("max_concurrent_batches", options.max_concurrent_batches)?;
     if let Some(tls) = &options.tls {
         let inner = PyDict::new(py);
@@ -112,6 +113,13 @@ pub(crate) fn show(py: Python<'_>, options: &ClientOptions) -> PyResult<Py<PyAny
         inner.set_item("ttl", cache.ttl)?;
         inner.set_item("redis", &cache.redis)?;
         fields.set_item("cache", module.getattr("CacheConfig")?.call((), Some(&inner))?)?;
+    }
+    if let Some(fallback) = &options.fallback {
+        let inner = PyDict::new(py);
+        inner.set_item("addresses", list(&fallback.addresses)?)?;
+        inner.set_item("stale_cache", fallback.stale_cache)?;
+        inner.set_item("dense_order", fallback.dense_order)?;
+        fields.set_item("fallback", module.getattr("FallbackConfig")?.call((), Some(&inner))?)?;
     }
     let shown = module.getattr("ClientConfig")?.call((), Some(&fields))?;
     Ok(shown.unbind())
@@ -148,7 +156,7 @@ struct Reader {
 impl Reader {
     fn options(&mut self, config: &Bound<'_, PyAny>) -> PyResult<ClientOptions> {
         let (tls, cache) = (config.getattr("tls")?, config.getattr("cache")?);
-        let registry = config.getattr("registry")?;
+        let (registry, fallback) = (config.getattr("registry")?, config.getattr("fallback")?);
         Ok(ClientOptions {
             address: self.get(config, "address", "a str")?,
             addresses: self.get(config, "addresses", "a list of str")?,
@@ -177,12 +185,18 @@ impl Reader {
             max_connection_age: self.get(config, "max_connection_age", "seconds, as a float")?,
             max_batch_texts: self.get(config, "max_batch_texts", "an int from 1 on")?,
             max_batch_bytes: self.get(config, "max_batch_bytes", "an int from 1 on")?,
+            max_batch_tokens: self.get(config, "max_batch_tokens", "an int from 1 on")?,
             max_concurrent_batches: self.get(config, "max_concurrent_batches", "an int from 1 on")?,
             tls: if tls.is_none() { None } else { Some(self.tls(&tls)?) },
             cache: if cache.is_none() {
                 None
             } else {
                 Some(self.cache(&cache)?)
+            },
+            fallback: if fallback.is_none() {
+                None
+            } else {
+                Some(self.fallback(&fallback)?)
             },
         })
     }
@@ -208,6 +222,14 @@ impl Reader {
             memory_bytes: self.get(cache, "cache.memory_bytes", "an int from 1 on")?,
             ttl: self.get(cache, "cache.ttl", "seconds, as a float")?,
             redis: self.get(cache, "cache.redis", "a str")?,
+        })
+    }
+
+    fn fallback(&mut self, fallback: &Bound<'_, PyAny>) -> PyResult<FallbackOptions> {
+        Ok(FallbackOptions {
+            addresses: self.get(fallback, "fallback.addresses", "a list of str")?,
+            stale_cache: self.get(fallback, "fallback.stale_cache", "a bool")?,
+            dense_order: self.get(fallback, "fallback.dense_order", "a bool")?,
         })
     }
 

@@ -247,6 +247,7 @@ pub(crate) fn embeddings(py: Python<'_>, answer: Embeddings) -> PyResult<Py<PyAn
         dtype,
         answer.dimension,
         scales,
+        answer.degraded,
     ))?;
     Ok(result.unbind())
 }
@@ -264,6 +265,7 @@ fn sparse(py: Python<'_>, answer: SparseEmbeddings) -> PyResult<Py<PyAny>> {
         results::usage(py, &answer.usage)?,
         answer.request_id,
         answer.trace_id,
+        answer.degraded,
     ))?;
     Ok(result.unbind())
 }

@@ -247,6 +247,7 @@ fn whole(py: Python<'_>, class: &str, ranked: Bound<'_, PyAny>, answer: Rankings
         truncated_pairs,
         request_id,
         trace_id,
+        degraded,
         ..
     } = answer;
     let fields = (
@@ -257,6 +258,7 @@ fn whole(py: Python<'_>, class: &str, ranked: Bound<'_, PyAny>, answer: Rankings
         usage,
         request_id,
         trace_id,
+        degraded,
     );
     Ok(results::class(py, class)?.call1(fields)?.unbind())
 }

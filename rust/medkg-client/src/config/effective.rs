@@ -2,8 +2,8 @@
 
 use super::{
     ADDRESS, BACKOFF_INITIAL, BACKOFF_MAX, BREAKER_COOLDOWN, BREAKER_FAILURES, CACHE_BYTES, CACHE_TTL, CONNECT_TIMEOUT,
-    CacheOptions, ClientOptions, MAX_ATTEMPTS, MAX_BATCH_BYTES, MAX_BATCH_TEXTS, MAX_CONCURRENT_BATCHES,
-    MAX_CONNECTION_AGE, MAX_CONNECTIONS, MAX_PENDING, RETRY_BUDGET, RegistryOptions, TIMEOUT,
+    CacheOptions, ClientOptions, FallbackOptions, MAX_ATTEMPTS, MAX_BATCH_BYTES, MAX_BATCH_TEXTS, MAX_BATCH_TOKENS,
+    MAX_CONCURRENT_BATCHES, MAX_CONNECTION_AGE, MAX_CONNECTIONS, MAX_PENDING, RETRY_BUDGET, RegistryOptions, TIMEOUT,
 };
 
 impl ClientOptions {
@@ -42,12 +42,18 @@ impl ClientOptions {
             max_connection_age: self.max_connection_age.or(Some(MAX_CONNECTION_AGE.as_secs_f64())),
             max_batch_texts: self.max_batch_texts.or(Some(MAX_BATCH_TEXTS as u64)),
             max_batch_bytes: self.max_batch_bytes.or(Some(MAX_BATCH_BYTES as u64)),
+            max_batch_tokens: self.max_batch_tokens.or(Some(MAX_BATCH_TOKENS as u64)),
             max_concurrent_batches: self.max_concurrent_batches.or(Some(MAX_CONCURRENT_BATCHES as u64)),
             tls: self.tls,
             cache: self.cache.map(|cache| CacheOptions {
                 memory_bytes: cache.memory_bytes.or(Some(CACHE_BYTES)),
                 ttl: cache.ttl.or(Some(CACHE_TTL.as_secs_f64())),
                 redis: cache.redis,
+            }),
+            fallback: self.fallback.map(|fallback| FallbackOptions {
+                addresses: fallback.addresses,
+                stale_cache: fallback.stale_cache.or(Some(false)),
+                dense_order: fallback.dense_order.or(Some(false)),
             }),
         }
     }

@@ -1,7 +1,7 @@
 //! Every option of the client, once: what is listed here can be given by argument, variable and file.
 
 use super::reader::Reader;
-use super::{CacheOptions, ClientOptions, RegistryOptions, TlsOptions};
+use super::{CacheOptions, ClientOptions, FallbackOptions, RegistryOptions, TlsOptions};
 
 /// The options that the sources say, over those that are `given` as arguments.
 pub(super) fn read(reader: &mut Reader<'_>, given: ClientOptions) -> ClientOptions {
@@ -33,10 +33,21 @@ pub(super) fn read(reader: &mut Reader<'_>, given: ClientOptions) -> ClientOptio
         max_connection_age: reader.option("max_connection_age", given.max_connection_age),
         max_batch_texts: reader.option("max_batch_texts", given.max_batch_texts),
         max_batch_bytes: reader.option("max_batch_bytes", given.max_batch_bytes),
+        max_batch_tokens: reader.option("max_batch_tokens", given.max_batch_tokens),
         max_concurrent_batches: reader.option("max_concurrent_batches", given.max_concurrent_batches),
         tls: tls(reader, given.tls),
         cache: cache(reader, given.cache),
+        fallback: fallback(reader, given.fallback),
     }
+}
+
+fn fallback(reader: &mut Reader<'_>, given: Option<FallbackOptions>) -> Option<FallbackOptions> {
+    let (is_given, given) = (given.is_some(), given.unwrap_or_default());
+    reader.group("fallback", is_given, |reader| FallbackOptions {
+        addresses: reader.option("addresses", given.addresses),
+        stale_cache: reader.option("stale_cache", given.stale_cache),
+        dense_order: reader.option("dense_order", given.dense_order),
+    })
 }
 
 fn tls(reader: &mut Reader<'_>, given: Option<TlsOptions>) -> Option<TlsOptions> {

@@ -11,11 +11,13 @@ use std::sync::Arc;
 
 use medkg_proto::v1;
 use medkg_proto::v1::embedding_service_client::EmbeddingServiceClient as Stub;
+use tonic::{Request, Response, Status};
 
 use super::{ModelInfo, Truncation, Usage, truncation};
 use crate::batching;
 use crate::cache::Cache;
 use crate::call::{Answer, Call, CallOptions, Caller, Method};
+use crate::channel::Channel;
 use crate::error::ClientError;
 use crate::policy::classify::Service;
 use assembly::Dense;
@@ -114,6 +116,8 @@ pub struct Embeddings {
     pub request_id: String,
     /// The call's trace.
     pub trace_id: String,
+    /// Why it is not the answer that was asked for, where a fallback stood in; none: it is.
+    pub degraded: Option<String>,
 }
 
 /// A model's `tokenizer.json`.
@@ -172,9 +176,9 @@ impl EmbeddingClient {
         let message = || request.how.request(request.texts[range.clone()].to_vec());
         let send = |channel, request| async move {
             let mut stub = Stub::new(channel).max_decoding_message_size(medkg_proto::MAX_MESSAGE_BYTES);
-            stub.generate_embeddings(request).await.map(tonic::Response::into_inner)
+            stub.generate_embeddings(request).await.map(Response::into_inner)
         };
-        self.caller.request(call, message, send).await
+        self.caller.request_anywhere(call, message, send).await
     }
 
     /// Makes a call about `texts` in as many requests as it takes. `request` makes one about a range of them, `add` takes
@@ -197,7 +201,7 @@ impl EmbeddingClient {
             return Err(call.sign(error));
         }
         let batch = self.caller.config.batch;
-        let ranges = batching::chunks(texts.iter().map(String::len), batch.max_items, batch.max_bytes);
+        let ranges = batching::chunks(texts.iter().map(String::len), batch.max_items, batch.max_text_bytes());
         let mut done = 0;
         let collect = |range: Range<usize>, answer| {
             add(&range, answer).map_err(|message| broken(call.method, message))?;
@@ -215,20 +219,8 @@ impl EmbeddingClient {
     /// The embedding models of the server, loaded or not, sorted by name.
     pub async fn models(&self, options: &CallOptions) -> Result<Vec<ModelInfo>, ClientError> {
         let call = self.caller.begin(LIST_MODELS, options)?;
-        self.models_of(&call).await
-    }
-
-    async fn models_of(&self, call: &Call) -> Result<Vec<ModelInfo>, ClientError> {
-        let send = |channel, request| async move {
-            Stub::new(channel)
-                .list_models(request)
-                .await
-                .map(tonic::Response::into_inner)
-        };
-        let answer = self
-            .caller
-            .request(call, || v1::EmbeddingServiceListModelsRequest {}, send)
-            .await?;
+        let request = || v1::EmbeddingServiceListModelsRequest {};
+        let answer = self.caller.request(&call, request, list_models).await?;
         Ok(answer.message.models.into_iter().map(Into::into).collect())
     }
 
@@ -257,6 +249,13 @@ impl EmbeddingClient {
         }
         Ok(answer.message)
     }
+}
+
+async fn list_models(
+    channel: Channel,
+    request: Request<v1::EmbeddingServiceListModelsRequest>,
+) -> Result<v1::EmbeddingServiceListModelsResponse, Status> {
+    Stub::new(channel).list_models(request).await.map(Response::into_inner)
 }
 
 fn broken(method: Method, message: String) -> ClientError {

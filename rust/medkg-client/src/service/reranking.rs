@@ -2,6 +2,8 @@
 //!
 //! Queries are split over requests by their pairs, which is what takes the time; the documents of one query stay together, because a fusion standardises over them.
 
+mod first_stage;
+
 use std::sync::Arc;
 
 use medkg_proto::v1;
@@ -69,7 +71,7 @@ pub struct RankedDocument {
     pub index: u32,
     /// The score that ranks; larger is better.
     pub score: f32,
-    /// The cross-encoder's logit.
+    /// The cross-encoder's logit; NaN where none has seen the document ([`Rankings::degraded`]).
     pub relevance: f32,
 }
 
@@ -91,6 +93,8 @@ pub struct Rankings {
     pub request_id: String,
     /// The call's trace.
     pub trace_id: String,
+    /// Why it is not the answer that was asked for, where a fallback stood in; none: it is.
+    pub degraded: Option<String>,
 }
 
 /// Calls `RerankingService`.
@@ -126,17 +130,24 @@ impl RerankingClient {
             usage: Usage::default(),
             request_id: call.request_id.to_string(),
             trace_id: call.trace.trace_id_hex(),
+            degraded: None,
         };
         let result = batching::run(
-            ranges(&queries, config.max_items, config.max_bytes),
+            ranges(&queries, config.max_items, config.max_text_bytes()),
             config,
             "queries",
             self.caller.needs_probe(),
             |range| self.send(&call, &queries[range], &how),
             |range, answer| add(&mut all, &queries, range, answer),
         );
-        result.await.map_err(|error| call.sign(error))?;
-        Ok(all)
+        match result.await.map_err(|error| call.sign(error)) {
+            Ok(()) => Ok(all),
+            Err(error) if self.caller.config.fallback.dense_order && error.is_of_the_network() => {
+                let rankings = first_stage::order(&queries, how.top_n).ok_or_else(|| error.clone())?;
+                Ok(first_stage::answer(rankings, &call, &error))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn send(
@@ -165,7 +176,7 @@ impl RerankingClient {
             let mut stub = Stub::new(channel).max_decoding_message_size(medkg_proto::MAX_MESSAGE_BYTES);
             stub.rerank_batch(request).await.map(tonic::Response::into_inner)
         };
-        self.caller.request(call, message, send).await
+        self.caller.request_anywhere(call, message, send).await
     }
 
     /// The reranking models of the server, loaded or not, sorted by name.
@@ -215,7 +226,9 @@ fn ranges(queries: &[Query], max_items: usize, max_bytes: usize) -> Vec<std::ops
     let max_pairs = max_items.min(MAX_PAIRS);
     let bytes_per_pair = (max_bytes / max_pairs).max(1);
     let sizes = queries.iter().map(|query| {
-        let bytes: usize = query.text.len() + query.documents.iter().map(String::len).sum::<usize>();
+        // The model reads the query anew with each document.
+        let pair = |document: &String| query.text.len() + document.len();
+        let bytes: usize = query.documents.iter().map(pair).sum();
         bytes.max(query.documents.len() * bytes_per_pair)
     });
     batching::chunks(sizes, MAX_QUERIES, bytes_per_pair * max_pairs)
@@ -252,7 +265,11 @@ fn add(
             message,
         ))
     };
-    let Answer { message, retries } = answer;
+    let Answer {
+        message,
+        retries,
+        degraded,
+    } = answer;
     if message.rankings.len() != range.len() {
         return broken(format!(
             "{} queries were answered with {} rankings",
@@ -288,6 +305,7 @@ fn add(
     (all.model, all.model_digest) = (message.model, message.model_digest);
     all.truncated_pairs += u64::from(message.truncated_pairs);
     all.usage.add(message.usage, retries);
+    all.degraded = all.degraded.take().or(degraded);
     Ok(())
 }
 

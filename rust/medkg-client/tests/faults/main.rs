@@ -6,6 +6,7 @@ mod attempts;
 mod connections;
 mod element_types;
 mod endpoints;
+mod fallbacks;
 mod sparse;
 mod splitting;
 mod streaming;

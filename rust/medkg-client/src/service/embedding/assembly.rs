@@ -22,6 +22,8 @@ struct Parts {
     /// Texts without an answer.
     missing: usize,
     usage: Usage,
+    /// Why a part is not what was asked for.
+    degraded: Option<String>,
 }
 
 /// What a part says beside its vectors.
@@ -33,6 +35,7 @@ struct Part {
     dimension: usize,
     usage: Option<v1::Usage>,
     retries: u32,
+    degraded: Option<String>,
 }
 
 impl Parts {
@@ -44,6 +47,7 @@ impl Parts {
             dimension: 0,
             missing: total,
             usage: Usage::default(),
+            degraded: None,
         }
     }
 
@@ -83,6 +87,7 @@ impl Parts {
                 .push(index.ok_or("an index of a shortened text is out of range")?);
         }
         self.usage.add(part.usage, part.retries);
+        self.degraded = self.degraded.take().or(part.degraded);
         self.missing -= range.len();
         Ok(())
     }
@@ -123,7 +128,11 @@ impl Dense {
         range: &Range<usize>,
         answer: Answer<v1::GenerateEmbeddingsResponse>,
     ) -> Result<(), String> {
-        let Answer { message, retries } = answer;
+        let Answer {
+            message,
+            retries,
+            degraded,
+        } = answer;
         let tensor = message.embeddings.ok_or("the answer has no embeddings")?;
         let dimension = vectors::check(&tensor, range.len(), self.dtype)?;
         if let Some(wanted) = self.dimension.filter(|wanted| *wanted != dimension) {
@@ -137,6 +146,7 @@ impl Dense {
             dimension,
             usage: message.usage,
             retries,
+            degraded,
         };
         self.parts.add(range, part)?;
         let vectors = self
@@ -159,6 +169,7 @@ impl Dense {
             usage: self.parts.usage,
             request_id: call.request_id.to_string(),
             trace_id: call.trace.trace_id_hex(),
+            degraded: self.parts.degraded,
         })
     }
 }
@@ -190,7 +201,11 @@ impl Sparse {
         range: &Range<usize>,
         answer: Answer<v1::GenerateSparseEmbeddingsResponse>,
     ) -> Result<(), String> {
-        let Answer { message, retries } = answer;
+        let Answer {
+            message,
+            retries,
+            degraded,
+        } = answer;
         let rows = Rows::check(&message, range.len())?;
         let part = Part {
             token_counts: message.token_counts,
@@ -200,6 +215,7 @@ impl Sparse {
             dimension: message.dimension as usize,
             usage: message.usage,
             retries,
+            degraded,
         };
         self.parts.add(range, part)?;
         self.rows.insert(range.start, rows);
@@ -230,6 +246,7 @@ impl Sparse {
             usage: self.parts.usage,
             request_id: call.request_id.to_string(),
             trace_id: call.trace.trace_id_hex(),
+            degraded: self.parts.degraded,
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! A cache is asked by the model's digest, so that must be known first: it is asked for with the models' prompts, and believed
 //! for half a minute. An answer of another digest than that ends the belief; what was found under the old one is not mixed with
-//! it.
+//! it. Where nobody can be asked and the caller allows it, an older belief will do, for texts that are all in the cache.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use medkg_proto::v1;
 use tokio::time::Instant;
 
 use super::vectors::{self, Vectors};
-use super::{EmbedRequest, EmbeddingClient, Embeddings, How, ModelInfo, Truncation, broken};
+use super::{EmbedRequest, EmbeddingClient, Embeddings, How, ModelInfo, Truncation, broken, list_models};
 use crate::batching;
 use crate::cache::entry::Entry;
 use crate::cache::key::{Key, Keys};
@@ -28,7 +28,41 @@ const BELIEVED: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Kept {
     cache: Arc<Cache>,
-    models: Mutex<Option<(Instant, Arc<Vec<ModelInfo>>)>>,
+    models: Mutex<Option<Belief>>,
+}
+
+/// Which models there are, as it was told.
+#[derive(Debug, Clone)]
+struct Belief {
+    since: Instant,
+    models: Arc<Vec<ModelInfo>>,
+    /// Why it was not the server that was asked who told it.
+    degraded: Option<String>,
+}
+
+impl Belief {
+    /// What a fallback server told holds for the call that asked it: the one that was meant may be back for the next.
+    fn is_fresh(&self) -> bool {
+        self.degraded.is_none() && self.since.elapsed() < BELIEVED
+    }
+
+    /// None if there is no such model, or it has no digest because it was never loaded.
+    fn find(&self, how: &How) -> Option<ModelInfo> {
+        let found = match how.model.as_deref().filter(|name| !name.is_empty()) {
+            Some(name) => self.models.iter().find(|model| model.name == name),
+            None => self.models.iter().find(|model| model.is_default),
+        };
+        found.filter(|model| !model.digest.is_empty()).cloned()
+    }
+}
+
+/// The model that a call means.
+struct Meant {
+    model: ModelInfo,
+    /// Why that may be wrong.
+    degraded: Option<String>,
+    /// Why nobody could be asked, and so nobody can embed.
+    down: Option<ClientError>,
 }
 
 impl Kept {
@@ -39,15 +73,12 @@ impl Kept {
         }
     }
 
-    fn believed(&self) -> Option<Arc<Vec<ModelInfo>>> {
-        let models = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, models) = models.as_ref()?;
-        (since.elapsed() < BELIEVED).then(|| Arc::clone(models))
+    fn believed(&self) -> Option<Belief> {
+        self.models.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn believe(&self, models: Option<Vec<ModelInfo>>) {
-        let mut held = self.models.lock().unwrap_or_else(PoisonError::into_inner);
-        *held = models.map(|models| (Instant::now(), Arc::new(models)));
+    fn believe(&self, belief: Option<Belief>) {
+        *self.models.lock().unwrap_or_else(PoisonError::into_inner) = belief;
     }
 }
 
@@ -92,16 +123,23 @@ impl EmbeddingClient {
         call: &Call,
         request: EmbedRequest,
     ) -> Result<Embeddings, ClientError> {
-        let Some(model) = self.model_of(kept, call, &request.how).await? else {
+        let Some(meant) = self.model_of(kept, call, &request.how).await? else {
             // The server knows why there is no such model.
             return self.embed_all(call, request).await;
         };
+        let Meant { model, degraded, down } = meant;
         let keys = keys(call, &model, &request.how);
         let total = request.texts.len();
         let EmbedRequest { texts, how, progress } = request;
         let distinct = Distinct::new(texts, &keys);
         let mut rows = kept.cache.get(&distinct.keys).await;
-        let mut spent = Spent::default();
+        let mut spent = Spent {
+            degraded,
+            ..Spent::default()
+        };
+        if let Some(error) = down.filter(|_| rows.iter().any(Option::is_none)) {
+            return Err(error);
+        }
 
         let missing: Vec<usize> = (0..rows.len()).filter(|&at| rows[at].is_none()).collect();
         let wanted: Vec<Key> = missing.iter().map(|&at| distinct.keys[at].clone()).collect();
@@ -183,20 +221,50 @@ impl EmbeddingClient {
     }
 
     /// The model that a call means; None if there is none of that name.
-    async fn model_of(&self, kept: &Kept, call: &Call, how: &How) -> Result<Option<ModelInfo>, ClientError> {
-        let models = if let Some(models) = kept.believed() {
-            models
-        } else {
-            let told = self.models_of(call).await?;
-            kept.believe(Some(told));
-            kept.believed().unwrap_or_default()
-        };
-        let found = match how.model.as_deref().filter(|name| !name.is_empty()) {
-            Some(name) => models.iter().find(|model| model.name == name),
-            None => models.iter().find(|model| model.is_default),
-        };
-        // One that was never loaded has no digest yet.
-        Ok(found.filter(|model| !model.digest.is_empty()).cloned())
+    async fn model_of(&self, kept: &Kept, call: &Call, how: &How) -> Result<Option<Meant>, ClientError> {
+        let last = kept.believed();
+        if let Some(belief) = last.as_ref().filter(|belief| belief.is_fresh()) {
+            return Ok(belief.find(how).map(|model| Meant {
+                model,
+                degraded: None,
+                down: None,
+            }));
+        }
+        let request = || v1::EmbeddingServiceListModelsRequest {};
+        match self.caller.request_anywhere(call, request, list_models).await {
+            Ok(answer) => {
+                let belief = Belief {
+                    since: Instant::now(),
+                    models: Arc::new(answer.message.models.into_iter().map(Into::into).collect()),
+                    degraded: answer.degraded,
+                };
+                kept.believe(Some(belief.clone()));
+                let degraded = belief.degraded.clone();
+                Ok(belief.find(how).map(|model| Meant {
+                    model,
+                    degraded,
+                    down: None,
+                }))
+            }
+            Err(error) => {
+                let allowed = self.caller.config.fallback.stale_cache && error.is_of_the_network();
+                let Some(belief) = last.filter(|_| allowed) else {
+                    return Err(error);
+                };
+                let Some(model) = belief.find(how) else {
+                    return Err(error);
+                };
+                let age = belief.since.elapsed().as_secs();
+                Ok(Some(Meant {
+                    model,
+                    degraded: Some(format!(
+                        "from the cache alone, by the model that the server had {age} s ago: {}",
+                        error.message
+                    )),
+                    down: Some(error),
+                }))
+            }
+        }
     }
 
     /// What the cache did; None without one.
@@ -272,12 +340,15 @@ fn entries(answer: &Embeddings) -> Vec<Bytes> {
 struct Spent {
     usage: crate::service::Usage,
     texts: usize,
+    /// Why a part is not what was asked for.
+    degraded: Option<String>,
 }
 
 impl Spent {
     fn take(&mut self, answer: &Embeddings, texts: usize) {
         self.texts += texts;
         self.usage.merge(&answer.usage);
+        self.degraded = self.degraded.take().or_else(|| answer.degraded.clone());
     }
 
     /// The answer, out of an entry for each distinct text.
@@ -333,6 +404,7 @@ impl Spent {
             usage,
             request_id: call.request_id.to_string(),
             trace_id: call.trace.trace_id_hex(),
+            degraded: self.degraded,
         })
     }
 }

@@ -57,6 +57,8 @@ pub struct SparseEmbeddings {
     pub request_id: String,
     /// The call's trace.
     pub trace_id: String,
+    /// Why it is not the answer that was asked for, where a fallback stood in; none: it is.
+    pub degraded: Option<String>,
 }
 
 impl EmbeddingClient {
@@ -92,6 +94,6 @@ impl EmbeddingClient {
             let answer = stub.generate_sparse_embeddings(request).await;
             answer.map(tonic::Response::into_inner)
         };
-        self.caller.request(call, message, send).await
+        self.caller.request_anywhere(call, message, send).await
     }
 }

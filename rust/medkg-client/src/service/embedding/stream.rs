@@ -42,7 +42,10 @@ impl EmbeddingClient {
     ) -> Result<EmbeddingStream, ClientError> {
         let call = self.caller.begin(STREAM, options)?.without_end();
         let mut limits = self.caller.config.batch;
-        limits.max_items = batch_size.unwrap_or(limits.max_items).max(1);
+        if let Some(size) = batch_size {
+            // Whoever says how many texts make a batch means that many, however long they are.
+            (limits.max_items, limits.max_tokens) = (size.max(1), usize::MAX);
+        }
         let (batches, to_send) = unbounded_channel();
         let (to_take, answers) = unbounded_channel();
         let driver = Driver {
@@ -100,7 +103,7 @@ impl EmbeddingStream {
     /// Adds the next text. True if an answer is to be taken before the next one: because the window is full, or because an
     /// answer is there already and a batch has just been sent.
     pub fn push(&mut self, text: String) -> bool {
-        let full = self.bytes.saturating_add(text.len()) > self.limits.max_bytes && !self.batch.texts.is_empty();
+        let full = self.bytes.saturating_add(text.len()) > self.limits.max_text_bytes() && !self.batch.texts.is_empty();
         if full {
             self.send();
         }
@@ -246,7 +249,13 @@ impl Driver {
         let mut progress = self.caller.progress(&self.call);
         if let (Some(remaining), true) = (progress.remaining(), self.open.is_some()) {
             let error = match tokio::time::timeout(remaining, self.message()).await {
-                Ok(Ok(message)) => return Ok(Answer { message, retries: 0 }),
+                Ok(Ok(message)) => {
+                    return Ok(Answer {
+                        message,
+                        retries: 0,
+                        degraded: None,
+                    });
+                }
                 Ok(Err(status)) => AttemptError::Status(status),
                 Err(_) => AttemptError::Elapsed,
             };
@@ -264,14 +273,18 @@ impl Driver {
             (requests, to_send)
         };
         let attempts = self.caller.attempts(&self.call, progress, make, open);
-        let (Answer { message, retries }, place) = attempts.await?;
-        let (message, requests, answers) = message;
+        let (answer, place) = attempts.await?;
+        let (message, requests, answers) = answer.message;
         self.open = Some(Open {
             place,
             requests: (!self.finished).then_some(requests),
             answers,
         });
-        Ok(Answer { message, retries })
+        Ok(Answer {
+            message,
+            retries: answer.retries,
+            degraded: answer.degraded,
+        })
     }
 
     /// The open call's next message. Batches that come meanwhile are sent.

@@ -96,7 +96,7 @@ fn check_queries(request: &SearchRequest) -> Result<usize, ClientError> {
 }
 
 fn add_hits(all: &mut Hits, range: Range<usize>, answer: Answer<v1::SearchVectorsResponse>) -> Result<(), ClientError> {
-    let Answer { message, retries } = answer;
+    let Answer { message, retries, .. } = answer;
     if message.hits.len() != range.len() {
         let what = format!(
             "{} queries were answered with {} lists",
