@@ -1,8 +1,8 @@
 """medkg's client against grpcio, the client a user would write: the same server, the same call, one run.
 
-Small calls are GpuService/GetStatus: it computes nothing, so what is measured is the way there and back. Embeddings come from
-a server that answers without computing (rust/medkg-client/benches/client.rs), which also compares the Rust client with a
-bare tonic client.
+Small calls are GpuService/GetStatus: it computes nothing, so what is measured is the way there and back. Embeddings
+come from a server that answers without computing (rust/medkg-client/benches/client.rs), which also compares the Rust
+client with a bare tonic client.
 """
 
 from __future__ import annotations
@@ -180,8 +180,8 @@ def with_rust_peer(*, repetitions: int, say: Callable[[str], None]) -> list[Row]
     ]
     with subprocess.Popen([program, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         try:
-            assert server.stdout is not None
-            rows += embeddings(server.stdout.readline().strip(), repetitions=repetitions, say=say)
+            address = server.stdout.readline().strip() if server.stdout else ""
+            rows += embeddings(address, repetitions=repetitions, say=say)
         finally:
             server.terminate()
     return rows

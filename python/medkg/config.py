@@ -114,6 +114,7 @@ class ClientOptions(TypedDict, total=False):
     max_connections: int | None
     max_pending: int | None
     max_connection_age: float | None
+    hedge_after: float | None
     max_batch_texts: int | None
     max_batch_bytes: int | None
     max_batch_tokens: int | None
@@ -155,6 +156,8 @@ class ClientConfig:
         max_connections: Most connections to one address; another one is made once the others carry 64 calls each.
         max_pending: Most calls that are out at one address at once; more wait.
         max_connection_age: Seconds after which new calls go over a new connection. Default: half an hour.
+        hedge_after: Seconds after which a small call that may be made twice is made at another server too; the first
+            answer counts. None: never. Set it to what 95 of 100 calls stay below.
         max_batch_texts: Most texts, or query-document pairs, in one request; more are split.
         max_batch_bytes: Most bytes of texts or vectors in one request; more are split.
         max_batch_tokens: Most tokens of texts in one request, estimated as a quarter of their bytes; more are split.
@@ -185,6 +188,7 @@ class ClientConfig:
     max_connections: int | None = None
     max_pending: int | None = None
     max_connection_age: float | None = None
+    hedge_after: float | None = None
     max_batch_texts: int | None = None
     max_batch_bytes: int | None = None
     max_batch_tokens: int | None = None

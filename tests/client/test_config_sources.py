@@ -43,6 +43,7 @@ EVERYTHING: dict[str, Any] = {
     "max_connections": 2,
     "max_pending": 100,
     "max_connection_age": 600.0,
+    "hedge_after": 0.5,
     "max_batch_texts": 64,
     "max_batch_bytes": 1000000,
     "max_batch_tokens": 5000,

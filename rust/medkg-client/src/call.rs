@@ -7,9 +7,10 @@
 
 mod failing;
 mod fallback;
+mod hedging;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use medkg_telemetry::tenant::{RequestId, TenantError, TenantId};
@@ -227,7 +228,11 @@ impl Caller {
             bytes.store(message.encoded_len(), Ordering::Relaxed);
             message
         };
-        let answer = self.attempts(call, progress, make, send).await;
+        let answer = match self.config.hedge_after.filter(|_| call.method.idempotent) {
+            // In a box: it holds two requests, and most calls are not hedged.
+            Some(after) => Box::pin(self.hedged(call, progress, after, make, send)).await,
+            None => self.attempts(call, progress, make, send).await,
+        };
         answer.map(|(answer, _)| answer)
     }
 
@@ -241,6 +246,7 @@ impl Caller {
             attempts: 0,
             paced: 0,
             bytes: Arc::default(),
+            at: Arc::default(),
         }
     }
 
@@ -280,6 +286,7 @@ impl Caller {
             let began = now();
             let connection = place.connection();
             let here = place.endpoint.id();
+            progress.at.store(here, Ordering::Relaxed);
             let elsewhere = || self.pool.has_other(&progress.tried, here, now());
             let watchful = (call.method.idempotent && self.pool.is_choice()).then(|| Watchful {
                 service: self.service,
@@ -466,6 +473,8 @@ pub(crate) struct Progress {
     paced: u32,
     /// The size of the message that was sent last: how long an answer takes depends on it.
     bytes: Arc<AtomicUsize>,
+    /// The endpoint of the attempt that is under way.
+    at: Arc<AtomicU64>,
 }
 
 impl Progress {

@@ -130,6 +130,8 @@ pub struct ClientOptions {
     pub max_pending: Option<u64>,
     /// Seconds after which new calls go over a new connection.
     pub max_connection_age: Option<f64>,
+    /// Seconds after which a small call that may be made twice is made at another server too; None: never.
+    pub hedge_after: Option<f64>,
     /// Most texts, or pairs of a query and a document, in one request; more are split, but not the documents of one
     /// query. Upserts, deletes and searches are split by the limits of the wire and by bytes only.
     pub max_batch_texts: Option<u64>,
@@ -283,6 +285,8 @@ pub struct ClientConfig {
     pub backoff: Backoff,
     /// Retries per call, over all calls.
     pub retry_budget: f64,
+    /// When a small call that may be made twice is made elsewhere too; none: never.
+    pub hedge_after: Option<Duration>,
     /// How large inputs are split.
     pub batch: BatchConfig,
     /// What is kept of embeddings.
@@ -338,6 +342,9 @@ impl ClientConfig {
         check.at_least_one("max_connections", u64::from(max_connections));
         let max_pending = check.size("max_pending", options.max_pending, MAX_PENDING);
         let max_connection_age = check.seconds("max_connection_age", options.max_connection_age, MAX_CONNECTION_AGE);
+        let hedge_after = options
+            .hedge_after
+            .map(|seconds| check.seconds("hedge_after", Some(seconds), TIMEOUT));
         let max_attempts = options.max_attempts.unwrap_or(MAX_ATTEMPTS);
         check.at_least_one("max_attempts", u64::from(max_attempts));
         let batch = BatchConfig {
@@ -370,6 +377,7 @@ impl ClientConfig {
                 max_attempts,
                 backoff,
                 retry_budget,
+                hedge_after,
                 batch,
                 cache,
                 fallback,

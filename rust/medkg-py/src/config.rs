@@ -89,6 +89,7 @@ pub(crate) fn show(py: Python<'_>, options: &ClientOptions) -> PyResult<Py<PyAny
     fields.set_item("max_connections", options.max_connections)?;
     fields.set_item("max_pending", options.max_pending)?;
     fields.set_item("max_connection_age", options.max_connection_age)?;
+    fields.set_item("hedge_after", options.hedge_after)?;
     fields.set_item("max_batch_texts", options.max_batch_texts)?;
     fields.set_item("max_batch_bytes", options.max_batch_bytes)?;
     fields.set_item("max_batch_tokens", options.max_batch_tokens)?;
@@ -183,6 +184,7 @@ impl Reader {
             max_connections: self.get(config, "max_connections", "an int from 1 on")?,
             max_pending: self.get(config, "max_pending", "an int from 1 on")?,
             max_connection_age: self.get(config, "max_connection_age", "seconds, as a float")?,
+            hedge_after: self.get(config, "hedge_after", "seconds, as a float")?,
             max_batch_texts: self.get(config, "max_batch_texts", "an int from 1 on")?,
             max_batch_bytes: self.get(config, "max_batch_bytes", "an int from 1 on")?,
             max_batch_tokens: self.get(config, "max_batch_tokens", "an int from 1 on")?,

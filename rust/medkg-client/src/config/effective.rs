@@ -40,6 +40,7 @@ impl ClientOptions {
             max_connections: self.max_connections.or(Some(MAX_CONNECTIONS)),
             max_pending: self.max_pending.or(Some(MAX_PENDING as u64)),
             max_connection_age: self.max_connection_age.or(Some(MAX_CONNECTION_AGE.as_secs_f64())),
+            hedge_after: self.hedge_after,
             max_batch_texts: self.max_batch_texts.or(Some(MAX_BATCH_TEXTS as u64)),
             max_batch_bytes: self.max_batch_bytes.or(Some(MAX_BATCH_BYTES as u64)),
             max_batch_tokens: self.max_batch_tokens.or(Some(MAX_BATCH_TOKENS as u64)),

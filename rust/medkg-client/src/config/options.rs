@@ -31,6 +31,7 @@ pub(super) fn read(reader: &mut Reader<'_>, given: ClientOptions) -> ClientOptio
         max_connections: reader.option("max_connections", given.max_connections),
         max_pending: reader.option("max_pending", given.max_pending),
         max_connection_age: reader.option("max_connection_age", given.max_connection_age),
+        hedge_after: reader.option("hedge_after", given.hedge_after),
         max_batch_texts: reader.option("max_batch_texts", given.max_batch_texts),
         max_batch_bytes: reader.option("max_batch_bytes", given.max_batch_bytes),
         max_batch_tokens: reader.option("max_batch_tokens", given.max_batch_tokens),

@@ -42,6 +42,7 @@ fn every_problem_is_listed_at_once() {
         max_connections: Some(0),
         max_pending: Some(0),
         max_connection_age: Some(0.0),
+        hedge_after: Some(-1.0),
         max_batch_texts: Some(0),
         tls: Some(TlsOptions {
             cert_file: Some("c.pem".into()),
@@ -66,6 +67,7 @@ fn every_problem_is_listed_at_once() {
         "max_connections",
         "max_pending",
         "max_connection_age",
+        "hedge_after",
         "max_attempts",
         "max_batch_texts",
     ];

@@ -7,6 +7,7 @@ mod connections;
 mod element_types;
 mod endpoints;
 mod fallbacks;
+mod hedging;
 mod sparse;
 mod splitting;
 mod streaming;
