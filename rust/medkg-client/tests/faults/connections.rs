@@ -169,3 +169,58 @@ impl FullBacklog {
         format!("http://{}", self.listener.local_addr().unwrap())
     }
 }
+
+#[tokio::test]
+async fn a_connection_that_is_old_is_replaced_and_no_call_notices() {
+    let server = ScriptedServer::start();
+    server.always(EMBED, answering());
+    let client = client(&ClientOptions {
+        max_connection_age: Some(0.05),
+        max_attempts: Some(1),
+        ..options(&[server.uri()])
+    });
+    let begun = Instant::now();
+    while server.connections() < 4 {
+        embed(&client, texts(1)).await.unwrap();
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "the first connection is kept"
+        );
+    }
+}
+
+#[tokio::test]
+async fn another_connection_is_made_when_one_is_full_and_no_more_than_are_allowed() {
+    let server = ScriptedServer::start();
+    server.always(EMBED, answering().after(Duration::from_millis(300)));
+    let client = client(&ClientOptions {
+        max_connections: Some(2),
+        ..options(&[server.uri()])
+    });
+    let calls = (0..200).map(|_| embed(&client, texts(1)));
+    for answer in futures_util::future::join_all(calls).await {
+        answer.unwrap();
+    }
+    assert_eq!(server.connections(), 2);
+}
+
+#[tokio::test]
+async fn no_more_calls_are_out_than_an_address_may_have() {
+    let server = ScriptedServer::start();
+    server.always(EMBED, Behaviour::hang());
+    let client = client(&ClientOptions {
+        max_pending: Some(2),
+        max_attempts: Some(1),
+        timeout: Some(0.5),
+        ..options(&[server.uri()])
+    });
+    let calls = (0..6).map(|_| embed(&client, texts(1)));
+    for answer in futures_util::future::join_all(calls).await {
+        assert_eq!(answer.unwrap_err().kind, ErrorKind::Timeout);
+    }
+    assert_eq!(
+        server.calls().len(),
+        2,
+        "the others waited here until their time was over"
+    );
+}
