@@ -35,9 +35,9 @@ const WELL: Duration = Duration::from_secs(20);
 const CALLERS: usize = 4;
 
 #[derive(Debug)]
-struct Simulated;
+struct BadNetwork;
 
-impl Dialler for Simulated {
+impl Dialler for BadNetwork {
     fn dial(&self, address: &Uri) -> Dialled {
         let host = address.host().unwrap().to_owned();
         let port = address.port_u16().unwrap();
@@ -194,7 +194,7 @@ fn simulate(seed: u64) {
     let open = Rc::clone(&opened);
     sim.client("client", async move {
         let config = ClientConfig::try_new(&options()).unwrap();
-        let client = Client::new(config, &Endpoints::dialled_by(Arc::new(Simulated))).unwrap();
+        let client = Client::new(config, &Endpoints::dialled_by(Arc::new(BadNetwork))).unwrap();
         let begun = Instant::now();
         let callers = (0..CALLERS).map(|_| caller(client.clone(), begun, Rc::clone(&told)));
         futures_util::future::join_all(callers).await;

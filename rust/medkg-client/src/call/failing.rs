@@ -13,9 +13,10 @@ use crate::members::Nobody;
 use crate::policy::breaker::BreakerState;
 use crate::policy::classify::{ErrorKind, Failed, classify};
 use crate::policy::retry::Stop;
+use crate::service::MAX_MESSAGE_BYTES;
 
 /// Of one message, in MiB.
-const LIMIT: usize = medkg_proto::MAX_MESSAGE_BYTES / (1024 * 1024);
+const LIMIT: usize = MAX_MESSAGE_BYTES / (1024 * 1024);
 
 impl Caller {
     pub(super) fn too_late(&self, call: &Call, attempts: u32) -> ClientError {

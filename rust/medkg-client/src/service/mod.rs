@@ -12,6 +12,7 @@ pub mod vector;
 
 use std::time::Duration;
 
+pub(crate) use medkg_proto::MAX_MESSAGE_BYTES;
 use medkg_proto::v1;
 pub use model_info::{ModelInfo, ModelKind, ModelState, Pooling, Prompt};
 
