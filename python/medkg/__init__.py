@@ -38,7 +38,15 @@ if TYPE_CHECKING:
         connect,
     )
     from medkg.client.native import version as __version__
-    from medkg.config import CacheConfig, ClientConfig, ClientOptions, FallbackConfig, RegistryConfig, TlsConfig
+    from medkg.config import (
+        CacheConfig,
+        ClientConfig,
+        ClientOptions,
+        CoalesceConfig,
+        FallbackConfig,
+        RegistryConfig,
+        TlsConfig,
+    )
     from medkg.errors import (
         AlreadyExistsError,
         AuthenticationError,
@@ -109,6 +117,7 @@ __all__ = [
     "CircuitOpenError",
     "ClientConfig",
     "ClientOptions",
+    "CoalesceConfig",
     "CollectionInfo",
     "CollectionNotFoundError",
     "CollectionStatistics",

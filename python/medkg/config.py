@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-__all__ = ["CacheConfig", "ClientConfig", "ClientOptions", "FallbackConfig", "RegistryConfig", "TlsConfig"]
+__all__ = [
+    "CacheConfig",
+    "ClientConfig",
+    "ClientOptions",
+    "CoalesceConfig",
+    "FallbackConfig",
+    "RegistryConfig",
+    "TlsConfig",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +98,23 @@ class FallbackConfig:
     dense_order: bool | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CoalesceConfig:
+    """Sends small calls of ``embed`` that are made at the same time in one request, each waiting for others a little.
+
+    Calls of one tenant that embed in the same way share a request. Each gets its own rows, and a wrong argument is an
+    error of its call only; any other failure is the failure of all that shared the request. It goes out under the
+    request id and trace of the first of them. Calls with ``progress`` and streams go alone.
+
+    Attributes:
+        max_wait: Seconds that a call waits for others at most. Default: 0.002.
+        max_texts: Most texts of one request; calls of as many or more go alone. Default: 64.
+    """
+
+    max_wait: float | None = None
+    max_texts: int | None = None
+
+
 class ClientOptions(TypedDict, total=False):
     """The fields of :class:`ClientConfig` as keywords, for type checkers."""
 
@@ -122,6 +147,7 @@ class ClientOptions(TypedDict, total=False):
     tls: TlsConfig | None
     cache: CacheConfig | None
     fallback: FallbackConfig | None
+    coalesce: CoalesceConfig | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +191,7 @@ class ClientConfig:
         tls: Authorities and identity for ``https`` addresses.
         cache: Keeps embeddings; None: every text is embedded each time.
         fallback: What calls may make do with where the network fails; None: with nothing.
+        coalesce: Sends small calls that are made at the same time in one request; None: each call has its own.
     """
 
     address: str | None = None
@@ -196,6 +223,7 @@ class ClientConfig:
     tls: TlsConfig | None = None
     cache: CacheConfig | None = None
     fallback: FallbackConfig | None = None
+    coalesce: CoalesceConfig | None = None
 
     @classmethod
     def load(

@@ -51,6 +51,7 @@ EVERYTHING: dict[str, Any] = {
     "tls": {"ca_file": "/ca.pem", "cert_file": "/c.pem", "key_file": "/k.pem", "server_name": "gpu"},
     "cache": {"memory_bytes": 1000, "ttl": 60.0, "redis": "redis://127.0.0.1:1"},
     "fallback": {"addresses": ("https://g:7",), "stale_cache": True, "dense_order": True},
+    "coalesce": {"max_wait": 0.5, "max_texts": 8},
 }
 """Every field, with values that are no defaults. `address` and `registry` exclude `addresses`."""
 
@@ -61,6 +62,7 @@ def everything() -> medkg.ClientConfig:
         "tls": medkg.TlsConfig(**tls),
         "cache": medkg.CacheConfig(**EVERYTHING["cache"]),
         "fallback": medkg.FallbackConfig(**EVERYTHING["fallback"]),
+        "coalesce": medkg.CoalesceConfig(**EVERYTHING["coalesce"]),
     }
     return medkg.ClientConfig(**{**EVERYTHING, **groups})
 
@@ -100,6 +102,7 @@ def test_the_list_here_is_complete() -> None:
     assert set(EVERYTHING["tls"]) == {field.name for field in dataclasses.fields(medkg.TlsConfig)}
     assert set(EVERYTHING["cache"]) == {field.name for field in dataclasses.fields(medkg.CacheConfig)}
     assert set(EVERYTHING["fallback"]) == {field.name for field in dataclasses.fields(medkg.FallbackConfig)}
+    assert set(EVERYTHING["coalesce"]) == {field.name for field in dataclasses.fields(medkg.CoalesceConfig)}
 
 
 @pytest.mark.requirement("isolation 4.3")

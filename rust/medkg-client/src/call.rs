@@ -91,6 +91,18 @@ impl Call {
         Self { whole: None, ..self }
     }
 
+    /// The time after which its caller waits no more; none if each of its requests has its own.
+    pub(crate) fn time_left(&self) -> Option<Duration> {
+        self.whole.map(|whole| whole.remaining(now()).unwrap_or_default())
+    }
+
+    /// The same call with the time of whichever of the two ends later.
+    pub(crate) fn lasting_as_long_as(self, other: &Self) -> Self {
+        let whole = self.whole.zip(other.whole).map(|(own, others)| own.max(others));
+        let each = self.each.max(other.each);
+        Self { whole, each, ..self }
+    }
+
     /// Says in an error which call it was.
     pub(crate) fn sign(&self, error: ClientError) -> ClientError {
         error.with(|failure| {

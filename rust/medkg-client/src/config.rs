@@ -6,6 +6,7 @@
 //! when the file has changed.
 
 mod check;
+mod coalescing;
 mod document;
 mod effective;
 mod environment;
@@ -33,6 +34,7 @@ use crate::policy::breaker::BreakerConfig;
 use crate::policy::budget::RetryBudget;
 use crate::policy::classify::Service;
 use check::Checker;
+pub use coalescing::{CoalesceConfig, CoalesceOptions};
 pub use environment::{Environment, variable};
 pub use fallback::{FallbackConfig, FallbackOptions};
 pub use following::{Candidate, Followed};
@@ -147,6 +149,8 @@ pub struct ClientOptions {
     pub cache: Option<CacheOptions>,
     /// What calls may make do with where the network fails; None: with nothing.
     pub fallback: Option<FallbackOptions>,
+    /// Sends small calls that are made at the same time in one request; None: each has its own.
+    pub coalesce: Option<CoalesceOptions>,
 }
 
 /// What a user sets of the cache of embeddings. None means the default.
@@ -293,6 +297,8 @@ pub struct ClientConfig {
     pub cache: Option<CacheConfig>,
     /// What calls may make do with where the network fails.
     pub fallback: FallbackConfig,
+    /// How small calls share a request, if they do.
+    pub coalesce: Option<CoalesceConfig>,
 }
 
 impl ClientConfig {
@@ -358,6 +364,7 @@ impl ClientConfig {
             ),
         };
         let cache = options.cache.as_ref().map(|cache| check.cache(cache));
+        let coalesce = options.coalesce.as_ref().map(|coalesce| check.coalesce(coalesce));
         match (backoff, breaker, check.problems.is_empty()) {
             (Some(backoff), Some(breaker), true) => Ok(Self {
                 allow_plaintext: check.allow_plaintext,
@@ -381,6 +388,7 @@ impl ClientConfig {
                 batch,
                 cache,
                 fallback,
+                coalesce,
             }),
             _ => Err(ConfigError {
                 problems: check.problems,

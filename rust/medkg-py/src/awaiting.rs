@@ -20,6 +20,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyTuple, PyWeakref, PyWeakrefReference};
 use tokio::task::{AbortHandle, JoinHandle};
 
+use crate::logging;
 use crate::process::Process;
 
 /// What is done on the event loop, with the GIL.
@@ -50,6 +51,7 @@ impl Inbox {
                 error.write_unraisable(py, None);
             }
         }
+        logging::hand_on(py);
     }
 }
 

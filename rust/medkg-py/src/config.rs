@@ -5,8 +5,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use medkg_client::config::{
-    CacheOptions, ClientConfig, ClientOptions, ConfigError, Environment, FallbackOptions, Origin, Problem,
-    RegistryOptions, Sources, TlsOptions,
+    CacheOptions, ClientConfig, ClientOptions, CoalesceOptions, ConfigError, Environment, FallbackOptions, Origin,
+    Problem, RegistryOptions, Sources, TlsOptions,
 };
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
@@ -122,6 +122,12 @@ pub(crate) fn show(py: Python<'_>, options: &ClientOptions) -> PyResult<Py<PyAny
         inner.set_item("dense_order", fallback.dense_order)?;
         fields.set_item("fallback", module.getattr("FallbackConfig")?.call((), Some(&inner))?)?;
     }
+    if let Some(coalesce) = &options.coalesce {
+        let inner = PyDict::new(py);
+        inner.set_item("max_wait", coalesce.max_wait)?;
+        inner.set_item("max_texts", coalesce.max_texts)?;
+        fields.set_item("coalesce", module.getattr("CoalesceConfig")?.call((), Some(&inner))?)?;
+    }
     let shown = module.getattr("ClientConfig")?.call((), Some(&fields))?;
     Ok(shown.unbind())
 }
@@ -158,6 +164,7 @@ impl Reader {
     fn options(&mut self, config: &Bound<'_, PyAny>) -> PyResult<ClientOptions> {
         let (tls, cache) = (config.getattr("tls")?, config.getattr("cache")?);
         let (registry, fallback) = (config.getattr("registry")?, config.getattr("fallback")?);
+        let coalesce = config.getattr("coalesce")?;
         Ok(ClientOptions {
             address: self.get(config, "address", "a str")?,
             addresses: self.get(config, "addresses", "a list of str")?,
@@ -200,6 +207,11 @@ impl Reader {
             } else {
                 Some(self.fallback(&fallback)?)
             },
+            coalesce: if coalesce.is_none() {
+                None
+            } else {
+                Some(self.coalesce(&coalesce)?)
+            },
         })
     }
 
@@ -232,6 +244,13 @@ impl Reader {
             addresses: self.get(fallback, "fallback.addresses", "a list of str")?,
             stale_cache: self.get(fallback, "fallback.stale_cache", "a bool")?,
             dense_order: self.get(fallback, "fallback.dense_order", "a bool")?,
+        })
+    }
+
+    fn coalesce(&mut self, coalesce: &Bound<'_, PyAny>) -> PyResult<CoalesceOptions> {
+        Ok(CoalesceOptions {
+            max_wait: self.get(coalesce, "coalesce.max_wait", "seconds, as a float")?,
+            max_texts: self.get(coalesce, "coalesce.max_texts", "an int from 1 on")?,
         })
     }
 

@@ -20,6 +20,7 @@ mod export;
 mod filters;
 mod gpu;
 mod live;
+mod logging;
 mod process;
 mod registry;
 mod reranking;

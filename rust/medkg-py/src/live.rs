@@ -20,7 +20,7 @@ use medkg_client::{Client, ClientConfig, ConfigError};
 use pyo3::prelude::*;
 
 use crate::process::{Process, Tag};
-use crate::{config, errors};
+use crate::{config, errors, logging};
 
 #[derive(Debug)]
 struct Made {
@@ -118,6 +118,7 @@ impl Live {
     /// This process and its client.
     pub(crate) fn client(&self, py: Python<'_>) -> PyResult<(Arc<Process>, Client)> {
         self.follow(py);
+        logging::hand_on(py);
         let process = Process::current(py)?;
         let client = self.current.load().client(&process);
         Ok((process, client.map_err(|error| errors::config(py, &error))?))

@@ -15,8 +15,8 @@ use medkg_client::{Client, Endpoints};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 
-use crate::errors;
 use crate::live::{Configuration, Live};
+use crate::{errors, logging};
 
 /// Threads that drive I/O. They wait for sockets and copy bytes; one more lets a large answer be decoded meanwhile.
 const WORKER_THREADS: usize = 2;
@@ -45,6 +45,7 @@ impl Tag {
 #[pyfunction]
 pub(crate) fn after_fork_in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
+    logging::forget_inherited();
 }
 
 /// What belongs to one process.
@@ -64,6 +65,7 @@ impl Process {
             if let Some(process) = seen.as_ref().filter(|process| process.tag == tag) {
                 return Ok(Arc::clone(process));
             }
+            logging::begin();
             hook(py)?;
             let fresh = Arc::new(Self::new(tag)?);
             if let Some(inherited) = &seen {

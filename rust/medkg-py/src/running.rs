@@ -19,8 +19,8 @@ use pyo3::prelude::*;
 use tokio::sync::mpsc;
 
 use crate::awaiting::{Loop, start as start_awaitable};
-use crate::errors;
 use crate::process::Process;
+use crate::{errors, logging};
 
 /// How often a waiting call lets Python handle signals.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
@@ -105,6 +105,7 @@ where
                 }
             })
         });
+        logging::hand_on(py);
         let tell = |(done, total)| match progress {
             Some(callback) => callback.call1(py, (done, total)).map(drop),
             None => Ok(()),

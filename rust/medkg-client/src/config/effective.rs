@@ -2,8 +2,9 @@
 
 use super::{
     ADDRESS, BACKOFF_INITIAL, BACKOFF_MAX, BREAKER_COOLDOWN, BREAKER_FAILURES, CACHE_BYTES, CACHE_TTL, CONNECT_TIMEOUT,
-    CacheOptions, ClientOptions, FallbackOptions, MAX_ATTEMPTS, MAX_BATCH_BYTES, MAX_BATCH_TEXTS, MAX_BATCH_TOKENS,
-    MAX_CONCURRENT_BATCHES, MAX_CONNECTION_AGE, MAX_CONNECTIONS, MAX_PENDING, RETRY_BUDGET, RegistryOptions, TIMEOUT,
+    CacheOptions, ClientOptions, CoalesceOptions, FallbackOptions, MAX_ATTEMPTS, MAX_BATCH_BYTES, MAX_BATCH_TEXTS,
+    MAX_BATCH_TOKENS, MAX_CONCURRENT_BATCHES, MAX_CONNECTION_AGE, MAX_CONNECTIONS, MAX_PENDING, RETRY_BUDGET,
+    RegistryOptions, TIMEOUT,
 };
 
 impl ClientOptions {
@@ -56,6 +57,7 @@ impl ClientOptions {
                 stale_cache: fallback.stale_cache.or(Some(false)),
                 dense_order: fallback.dense_order.or(Some(false)),
             }),
+            coalesce: self.coalesce.map(CoalesceOptions::with_defaults),
         }
     }
 }

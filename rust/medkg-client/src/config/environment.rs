@@ -53,7 +53,13 @@ impl Environment {
     /// Variables that are none of `known`, but meant to be one.
     pub(super) fn misspelt(&self, known: &[String]) -> impl Iterator<Item = &str> {
         // The groups: nothing else begins with them.
-        let groups = ["MEDKG_TLS_", "MEDKG_CACHE_", "MEDKG_REGISTRY_", "MEDKG_FALLBACK_"];
+        let groups = [
+            "MEDKG_TLS_",
+            "MEDKG_CACHE_",
+            "MEDKG_REGISTRY_",
+            "MEDKG_FALLBACK_",
+            "MEDKG_COALESCE_",
+        ];
         let names = self.0.keys().map(String::as_str);
         names.filter(move |name| {
             let other = OTHERS.contains(name) || LINKS.iter().any(|part| name.contains(part));

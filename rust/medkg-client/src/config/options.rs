@@ -1,7 +1,7 @@
 //! Every option of the client, once: what is listed here can be given by argument, variable and file.
 
 use super::reader::Reader;
-use super::{CacheOptions, ClientOptions, FallbackOptions, RegistryOptions, TlsOptions};
+use super::{CacheOptions, ClientOptions, CoalesceOptions, FallbackOptions, RegistryOptions, TlsOptions};
 
 /// The options that the sources say, over those that are `given` as arguments.
 pub(super) fn read(reader: &mut Reader<'_>, given: ClientOptions) -> ClientOptions {
@@ -39,7 +39,16 @@ pub(super) fn read(reader: &mut Reader<'_>, given: ClientOptions) -> ClientOptio
         tls: tls(reader, given.tls),
         cache: cache(reader, given.cache),
         fallback: fallback(reader, given.fallback),
+        coalesce: coalesce(reader, given.coalesce),
     }
+}
+
+fn coalesce(reader: &mut Reader<'_>, given: Option<CoalesceOptions>) -> Option<CoalesceOptions> {
+    let (is_given, given) = (given.is_some(), given.unwrap_or_default());
+    reader.group("coalesce", is_given, |reader| CoalesceOptions {
+        max_wait: reader.option("max_wait", given.max_wait),
+        max_texts: reader.option("max_texts", given.max_texts),
+    })
 }
 
 fn fallback(reader: &mut Reader<'_>, given: Option<FallbackOptions>) -> Option<FallbackOptions> {

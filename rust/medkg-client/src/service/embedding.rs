@@ -2,6 +2,7 @@
 
 mod assembly;
 mod cached;
+mod coalesced;
 mod sparse;
 mod stream;
 mod vectors;
@@ -22,6 +23,7 @@ use crate::error::ClientError;
 use crate::policy::classify::Service;
 use assembly::Dense;
 use cached::Kept;
+use coalesced::Gathering;
 pub use sparse::{SparseEmbeddings, SparseRequest};
 pub use stream::EmbeddingStream;
 pub use vectors::{Dtype, Vectors};
@@ -49,7 +51,7 @@ const FORGET: Method = Method {
 pub type Progress = dyn Fn(usize, usize) + Send + Sync;
 
 /// How texts are embedded.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct How {
     /// A model's name; None means the server's default.
     pub model: Option<String>,
@@ -137,6 +139,7 @@ pub struct TokenizerFile {
 pub struct EmbeddingClient {
     caller: Arc<Caller>,
     kept: Option<Arc<Kept>>,
+    gathering: Option<Arc<Gathering>>,
 }
 
 impl EmbeddingClient {
@@ -146,7 +149,12 @@ impl EmbeddingClient {
 
     pub(crate) fn new(caller: Arc<Caller>, cache: Option<Arc<Cache>>) -> Self {
         let kept = cache.map(|cache| Arc::new(Kept::new(cache)));
-        Self { caller, kept }
+        let gathering = caller.config.coalesce.map(|config| Arc::new(Gathering::new(config)));
+        Self {
+            caller,
+            kept,
+            gathering,
+        }
     }
 
     /// Embeds any number of texts, in as many requests as it takes; with a cache only those that are not in it.
@@ -159,6 +167,13 @@ impl EmbeddingClient {
     }
 
     async fn embed_all(&self, call: &Call, request: EmbedRequest) -> Result<Embeddings, ClientError> {
+        match &self.gathering {
+            Some(gathering) if gathering.takes(&request) => self.embed_together(gathering, call, request).await,
+            _ => self.embed_apart(call, request).await,
+        }
+    }
+
+    async fn embed_apart(&self, call: &Call, request: EmbedRequest) -> Result<Embeddings, ClientError> {
         let mut parts = Dense::new(request.texts.len(), &request.how);
         let send = |range| self.generate(call, &request, range);
         let add = |range: &_, answer| parts.add(range, answer);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // test code: it fails by panicking
 
 mod attempts;
+mod coalescing;
 mod connections;
 mod element_types;
 mod endpoints;

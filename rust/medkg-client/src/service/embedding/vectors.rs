@@ -123,6 +123,24 @@ impl Vectors {
         (own, scale)
     }
 
+    /// Some of the rows.
+    pub(super) fn part(&self, rows: Range<usize>, dimension: usize) -> Self {
+        let elements = rows.start * dimension..rows.end * dimension;
+        match self {
+            Self::Float32(all) => Self::Float32(all[elements].to_vec()),
+            Self::Float16(all) => Self::Float16(all[elements].to_vec()),
+            Self::Bfloat16(all) => Self::Bfloat16(all[elements].to_vec()),
+            Self::Int8 { elements: all, scales } => Self::Int8 {
+                elements: all[elements].to_vec(),
+                scales: scales[rows].to_vec(),
+            },
+            Self::Binary(all) => {
+                let bytes = Dtype::Binary.row_bytes(dimension);
+                Self::Binary(all[rows.start * bytes..rows.end * bytes].to_vec())
+            }
+        }
+    }
+
     /// Writes a tensor that [`check`] has passed into its rows.
     pub(super) fn write(&mut self, rows: Range<usize>, dimension: usize, tensor: &v1::Tensor) {
         let elements = rows.start * dimension..rows.end * dimension;
