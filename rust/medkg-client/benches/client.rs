@@ -20,6 +20,10 @@ use medkg_testkit::{Behaviour, ScriptedServer};
 use tonic::Request;
 use tonic::transport::{Channel, Endpoint};
 
+/// Without it the server spends most of its time on pages of large messages that glibc gives back and takes again.
+#[global_allocator]
+static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const STATUS: &str = "/medkg.v1.GpuService/GetStatus";
 const IN_FLIGHT: usize = 64;
 const CALLS: usize = 20_000;

@@ -28,6 +28,8 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Large tensors should not wait for window updates.
 const STREAM_WINDOW: u32 = 8 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 32 * 1024 * 1024;
+/// Large answers in fewer pieces than the 16 KiB that HTTP/2 begins with; small ones of other calls still get between them.
+const FRAME: u32 = 256 * 1024;
 
 /// An HTTP/2 connection that is established. It is never made anew.
 #[derive(Debug, Clone)]
@@ -51,6 +53,7 @@ impl Channel {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_frame_size(FRAME)
             .handshake(TokioIo::new(socket))
             .await?;
         tokio::spawn(async move {
