@@ -18,6 +18,7 @@ import pytest
 
 import medkg
 from medkg.local import LocalServer
+from tests.services import Redis
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,6 +68,15 @@ def seen(request: pytest.FixtureRequest) -> Callable[[str], None]:
         request.node.user_properties.append(("seen", what))
 
     return tell
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    """A Redis of the test's own."""
+    server = Redis(tmp_path / "redis")
+    server.start()
+    yield server
+    server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -28,15 +28,6 @@ def names() -> Iterator[NameServer]:
     server.stop()
 
 
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    """A Redis of the test's own."""
-    server = Redis(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
-
-
 class Fleet:
     """Servers with a tiny model of their own each, whose digest tells their answers apart."""
 

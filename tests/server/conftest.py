@@ -9,7 +9,6 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from medkg.local import LocalServer
-from tests.services import Redis
 
 from .authority import Authority
 
@@ -76,15 +75,6 @@ def lend(tmp_path: Path) -> Iterator[Callable[..., LocalServer]]:
     yield start
     for server in servers:
         server.kill()
-
-
-@pytest.fixture
-def redis(tmp_path: Path) -> Iterator[Redis]:
-    """A Redis of the test's own."""
-    server = Redis(tmp_path / "redis")
-    server.start()
-    yield server
-    server.stop()
 
 
 class Refusal:

@@ -4,12 +4,9 @@
 //! latencies, for both clients, round by round. `serve` prints an address and serves until its input ends: embeddings of 1,024
 //! f32 as medkg's wire has them, and the same numbers as `repeated float` and as `bytes` at `/bench.Vectors/*`.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a program for developers: what goes wrong ends it"
-)]
+#![expect(clippy::print_stdout, reason = "what it measured is its output")]
 
+use std::error::Error;
 use std::io::Read as _;
 use std::time::{Duration, Instant};
 
@@ -28,15 +25,19 @@ const STATUS: &str = "/medkg.v1.GpuService/GetStatus";
 const IN_FLIGHT: usize = 64;
 const CALLS: usize = 20_000;
 const LATENCIES: usize = 4_000;
-const DIMENSION: usize = 1024;
+const DIMENSION: u32 = 1024;
+const ROW_BYTES: usize = DIMENSION as usize * size_of::<f32>();
 
-fn main() {
+type Failure = Box<dyn Error + Send + Sync>;
+
+fn main() -> Result<(), Failure> {
     let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
     match arguments.next().as_deref() {
         Some("serve") => serve(),
-        Some("compare") => compare(arguments.next().map_or(5, |rounds| rounds.parse().unwrap())),
+        Some("compare") => return compare(arguments.next().map_or(Ok(5), |rounds| rounds.parse())?),
         _ => println!("give `serve` or `compare ROUNDS`"),
     }
+    Ok(())
 }
 
 /// Numbers of a message that holds nothing else, as a user would define it.
@@ -62,7 +63,7 @@ struct Wanted {
 
 fn numbers(rows: usize) -> Vec<f32> {
     #[expect(clippy::cast_precision_loss, reason = "the values do not matter")]
-    let numbers = (0..rows * DIMENSION).map(|at| (at % 1000) as f32 / 1000.0);
+    let numbers = (0..rows * DIMENSION as usize).map(|at| (at % 1000) as f32 / 1000.0);
     numbers.collect()
 }
 
@@ -83,9 +84,9 @@ fn serve() {
         let rows = request.texts.len();
         v1::GenerateEmbeddingsResponse {
             embeddings: Some(v1::Tensor {
-                data: data.slice(..rows * DIMENSION * 4),
+                data: data.slice(..rows * ROW_BYTES),
                 dtype: v1::DataType::F32.into(),
-                shape: vec![u32::try_from(rows).unwrap(), u32::try_from(DIMENSION).unwrap()],
+                shape: vec![u32::try_from(rows).unwrap_or(u32::MAX), DIMENSION],
                 scales: Vec::new(),
             }),
             token_counts: vec![1; rows],
@@ -97,44 +98,44 @@ fn serve() {
     };
     server.always("/medkg.v1.EmbeddingService/GenerateEmbeddings", Behaviour::reply(embed));
     let floats = move |wanted: Wanted| Floats {
-        values: floats[..wanted.rows as usize * DIMENSION].to_vec(),
+        values: floats[..wanted.rows as usize * DIMENSION as usize].to_vec(),
     };
     server.always("/bench.Vectors/Floats", Behaviour::reply(floats));
     let bytes = move |wanted: Wanted| Octets {
-        values: whole.slice(..wanted.rows as usize * DIMENSION * 4),
+        values: whole.slice(..wanted.rows as usize * ROW_BYTES),
     };
     server.always("/bench.Vectors/Bytes", Behaviour::reply(bytes));
     println!("{}", server.uri());
     let _ = std::io::stdin().read(&mut [0]);
 }
 
-fn compare(rounds: usize) {
+fn compare(rounds: usize) -> Result<(), Failure> {
     let server = ScriptedServer::start();
     server.always(STATUS, Behaviour::reply(|(): ()| v1::GetStatusResponse::default()));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
-        .build()
-        .unwrap();
+        .build()?;
     runtime.block_on(async {
         let options = ClientOptions {
             address: Some(server.uri()),
             tenant: Some("bench".to_owned()),
             ..ClientOptions::default()
         };
-        let client = Client::new(ClientConfig::try_new(&options).unwrap(), &Endpoints::default()).unwrap();
-        let bare = Endpoint::from_shared(server.uri()).unwrap().connect().await.unwrap();
+        let client = Client::new(ClientConfig::try_new(&options)?, &Endpoints::default())?;
+        let bare = Endpoint::from_shared(server.uri())?.connect().await?;
         let ours = || {
             let client = client.clone();
             async move {
-                client.gpu().status(&CallOptions::default()).await.unwrap();
+                client.gpu().status(&CallOptions::default()).await?;
+                Ok(())
             }
         };
         let theirs = || bare_call(bare.clone());
         let (mut calls, mut latencies) = ([Vec::new(), Vec::new()], [Vec::new(), Vec::new()]);
         for round in 0..=rounds {
-            let (medkg, tonic) = (per_second(ours).await, per_second(theirs).await);
-            let (medkg_p95, tonic_p95) = (p95(ours).await, p95(theirs).await);
+            let (medkg, tonic) = (per_second(ours).await?, per_second(theirs).await?);
+            let (medkg_p95, tonic_p95) = (p95(ours).await?, p95(theirs).await?);
             // The first round warms up.
             if round > 0 {
                 calls[0].push(medkg);
@@ -147,41 +148,44 @@ fn compare(rounds: usize) {
             "{{\"calls\": {{\"medkg\": {:?}, \"tonic\": {:?}}}, \"p95\": {{\"medkg\": {:?}, \"tonic\": {:?}}}}}",
             calls[0], calls[1], latencies[0], latencies[1]
         );
-    });
+        Ok(())
+    })
 }
 
 /// What a user of tonic writes: tenant and deadline, nothing else.
-async fn bare_call(channel: Channel) {
+async fn bare_call(channel: Channel) -> Result<(), Failure> {
     let mut request = Request::new(v1::GetStatusRequest {});
-    request.metadata_mut().insert("x-tenant-id", "bench".parse().unwrap());
+    request.metadata_mut().insert("x-tenant-id", "bench".parse()?);
     request.set_timeout(Duration::from_secs(30));
-    GpuServiceClient::new(channel).get_status(request).await.unwrap();
+    GpuServiceClient::new(channel).get_status(request).await?;
+    Ok(())
 }
 
-async fn per_second<F>(call: impl Fn() -> F + Clone + Send + Sync) -> f64
+async fn per_second<F>(call: impl Fn() -> F) -> Result<f64, Failure>
 where
-    F: Future<Output = ()> + Send,
+    F: Future<Output = Result<(), Failure>>,
 {
     let begun = Instant::now();
     let callers = (0..IN_FLIGHT).map(|_| async {
         for _ in 0..CALLS / IN_FLIGHT {
-            call().await;
+            call().await?;
         }
+        Ok::<(), Failure>(())
     });
-    futures_util::future::join_all(callers).await;
+    futures_util::future::try_join_all(callers).await?;
     #[expect(clippy::cast_precision_loss, reason = "thousands")]
     let calls = (CALLS / IN_FLIGHT * IN_FLIGHT) as f64;
-    calls / begun.elapsed().as_secs_f64()
+    Ok(calls / begun.elapsed().as_secs_f64())
 }
 
 /// Microseconds that 95 of 100 calls of a single caller stay below.
-async fn p95<F: Future<Output = ()>>(call: impl Fn() -> F) -> f64 {
+async fn p95<F: Future<Output = Result<(), Failure>>>(call: impl Fn() -> F) -> Result<f64, Failure> {
     let mut latencies = Vec::with_capacity(LATENCIES);
     for _ in 0..LATENCIES {
         let begun = Instant::now();
-        call().await;
+        call().await?;
         latencies.push(begun.elapsed());
     }
     latencies.sort_unstable();
-    latencies[LATENCIES * 95 / 100].as_secs_f64() * 1e6
+    Ok(latencies[LATENCIES * 95 / 100].as_secs_f64() * 1e6)
 }

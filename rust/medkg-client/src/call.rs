@@ -410,43 +410,15 @@ impl Caller {
         let (tenant, request_id) = (call.tenant.as_str(), call.request_id.as_str());
         let trace_id = call.trace.trace_id_hex();
         let opened = endpoint.breaker.opened();
-        match state {
-            BreakerState::Open => {
-                tracing::warn!(
-                    address,
-                    service,
-                    method,
-                    tenant,
-                    request_id,
-                    trace_id,
-                    opened,
-                    "the circuit breaker opened: nothing is sent there for a while"
-                );
-            }
-            BreakerState::HalfOpen => {
-                tracing::info!(
-                    address,
-                    service,
-                    method,
-                    tenant,
-                    request_id,
-                    trace_id,
-                    opened,
-                    "the circuit breaker is half open: this call is the probe"
-                );
-            }
-            BreakerState::Closed => {
-                tracing::info!(
-                    address,
-                    service,
-                    method,
-                    tenant,
-                    request_id,
-                    trace_id,
-                    opened,
-                    "the circuit breaker closed: calls go there again"
-                );
-            }
+        let what = match state {
+            BreakerState::Open => "the circuit breaker opened: nothing is sent there for a while",
+            BreakerState::HalfOpen => "the circuit breaker is half open: this call is the probe",
+            BreakerState::Closed => "the circuit breaker closed: calls go there again",
+        };
+        if state == BreakerState::Open {
+            tracing::warn!(address, service, method, tenant, request_id, trace_id, opened, "{what}");
+        } else {
+            tracing::info!(address, service, method, tenant, request_id, trace_id, opened, "{what}");
         }
     }
 
