@@ -5,7 +5,7 @@ from pathlib import Path
 
 import dagster as dg
 
-from medkg.dagster import GpuServicesResource, forkserver_executor, gpu_fail_fast, medkg_assets
+from medkg.dagster import GpuServicesResource, TableIOManager, forkserver_executor, gpu_fail_fast, medkg_assets
 
 QUESTIONS = [
     "Down to which eGFR may dapagliflozin be started to protect the kidneys?",
@@ -21,7 +21,8 @@ defs = dg.Definitions(
     resources={
         "gpu_services": GpuServicesResource(
             address=dg.EnvVar("MEDKG_ADDRESS"), tenant=os.environ.get("MEDKG_TENANT", "demo")
-        )
+        ),
+        "io_manager": TableIOManager(),
     },
     executor=gpu_fail_fast(forkserver_executor),
 )

@@ -11,7 +11,14 @@ from pathlib import Path
 import dagster as dg
 
 import medkg
-from medkg.dagster import GpuServicesResource, RunServices, forkserver_executor, gpu_fail_fast, medkg_assets
+from medkg.dagster import (
+    GpuServicesResource,
+    RunServices,
+    TableIOManager,
+    forkserver_executor,
+    gpu_fail_fast,
+    medkg_assets,
+)
 
 MARKS_TAG = "medkg-test/marks"
 WAIT = 120.0
@@ -41,7 +48,7 @@ def pipeline() -> dg.JobDefinition:
     definitions = dg.Definitions(
         assets=medkg_assets(documents="documents-come-from-the-run-configuration", collection="test"),
         jobs=[dg.define_asset_job("literature")],
-        resources={"gpu_services": GpuServicesResource()},
+        resources={"gpu_services": GpuServicesResource(), "io_manager": TableIOManager()},
         executor=QUICK,
     )
     return definitions.resolve_job_def("literature")

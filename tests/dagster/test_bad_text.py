@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from upath import UPath
 
 import medkg
 from medkg.chunking import Chunk, Chunker, DoclingServeUnavailableError, load_document
 from medkg.dagster import RunServices, ingestion, retrieval
+from medkg.dagster.embedding_store import EmbeddingStore, Recipe
 from medkg.dagster.failures import FailureClass, classify
 
 if TYPE_CHECKING:
@@ -40,6 +42,14 @@ def chunk(document: str, ordinal: int, text: str) -> Chunk:
     )
 
 
+def embed(chunks: list[Chunk], run: RunServices, folder: Path, **other: Any) -> ingestion.Embedded:
+    """Embeds by the server's model, of which a test may say something else."""
+    (model,) = run.embedding.models()
+    store = EmbeddingStore(UPath(folder), tenant=run.tenant, recipe=Recipe(model.digest, ""))
+    model = replace(model, **other)
+    return ingestion.embed_chunks(chunks, run, model=model, store=store, run_id="run", progress=quiet)
+
+
 def quiet(done: int, total: int) -> None:
     assert done <= total
 
@@ -58,27 +68,29 @@ def run(server: LocalServer) -> Iterator[RunServices]:
         )
 
 
-def test_a_document_with_a_refused_text_is_set_aside_and_its_siblings_get_their_exact_vectors(run: RunServices) -> None:
+def test_a_document_with_a_refused_text_is_set_aside_and_its_siblings_get_their_exact_vectors(
+    run: RunServices, tmp_path: Path
+) -> None:
     good = [chunk("gout", 0, "Gout is treated with allopurinol."), chunk("gout", 1, "Start it at a low dose.")]
     bad = [chunk("empty", 0, "Fine so far."), chunk("empty", 1, "")]
     late = [chunk("long", 0, "aspirin " * 600), chunk("asthma", 0, "Inhaled corticosteroid comes first.")]
-    results, embedded, failed = ingestion.embed_chunks([*good, *bad, *late], run, model=None, progress=quiet)
-    assert [one.chunk_id for one in embedded] == ["gout:0", "gout:1", "asthma:0"]
-    assert [one.document for one in failed] == ["empty", "long"]
-    assert "texts[1] is empty" in failed[0].reason
-    assert "more than 256 tokens" in failed[1].reason
-    alone = run.embedding.embed([one.embedding_text for one in embedded]).vectors
-    np.testing.assert_allclose(ingestion.vectors_of(results), alone, atol=1e-5)
+    done = embed([*good, *bad, *late], run, tmp_path)
+    assert [one.chunk_id for one in done.chunks] == ["gout:0", "gout:1", "asthma:0"]
+    assert [one.document for one in done.set_aside] == ["empty", "long"]
+    assert "texts[1] is empty" in done.set_aside[0].reason
+    assert "more than 256 tokens" in done.set_aside[1].reason
+    alone = run.embedding.embed([one.embedding_text for one in done.chunks]).vectors
+    np.testing.assert_allclose(done.vectors, alone, atol=1e-5)
 
 
-def test_if_every_text_is_refused_the_error_goes_through(run: RunServices) -> None:
+def test_if_every_text_is_refused_the_error_goes_through(run: RunServices, tmp_path: Path) -> None:
     with pytest.raises(medkg.EmbeddingValidationError, match="is empty"):
-        ingestion.embed_chunks([chunk("empty", 0, ""), chunk("void", 0, "")], run, model=None, progress=quiet)
+        embed([chunk("empty", 0, ""), chunk("void", 0, "")], run, tmp_path)
 
 
-def test_an_error_that_is_no_texts_fault_goes_through_at_once(run: RunServices) -> None:
+def test_an_error_that_is_no_texts_fault_goes_through_at_once(run: RunServices, tmp_path: Path) -> None:
     with pytest.raises(medkg.ModelNotFoundError):
-        ingestion.embed_chunks([chunk("gout", 0, "text")], run, model="no-such-model", progress=quiet)
+        embed([chunk("gout", 0, "text")], run, tmp_path, name="no-such-model")
 
 
 def test_a_document_that_has_shrunk_loses_its_surplus_and_no_other_document_loses_anything(run: RunServices) -> None:
@@ -144,20 +156,24 @@ def test_of_two_files_with_one_name_the_second_is_set_aside_and_told_to_be_renam
     for folder, text in (("a", "Gout."), ("b", "Asthma.")):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "notes.md").write_text(f"# Notes\n\n{text}\n", encoding="utf-8")
-    documents, failed = ingestion.read_documents([str(tmp_path)], docling_serve=None, progress=quiet)
-    assert [document.path for document in documents] == [tmp_path / "a" / "notes.md"]
+    documents, failed = ingestion.read_documents([str(tmp_path)], progress=quiet)
+    assert [document.path for document in documents] == [str(tmp_path / "a" / "notes.md")]
     assert [one.document for one in failed] == [str(tmp_path / "b" / "notes.md")]
     assert "rename" in failed[0].reason
 
 
-def test_a_docling_serve_that_is_away_sets_no_pdf_aside_but_has_the_step_retried(tmp_path: Path) -> None:
+def test_a_docling_serve_that_is_away_sets_no_pdf_aside_but_has_the_step_retried(
+    tmp_path: Path, minilm_dir: Path
+) -> None:
     (tmp_path / "trial.pdf").write_bytes(b"%PDF-1.7 content")
     (tmp_path / "gout.md").write_text("# Gout\n\nAllopurinol.\n", encoding="utf-8")
+    documents, _ = ingestion.read_documents([str(tmp_path)], progress=quiet)
+    chunker = Chunker((minilm_dir / "tokenizer.json").read_bytes(), 256)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))  # and does not listen
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(DoclingServeUnavailableError, match="is not available") as caught:
-            ingestion.read_documents([str(tmp_path)], docling_serve=address, progress=quiet)
+            ingestion.chunk_documents(documents, chunker, docling_serve=address, progress=quiet)
     assert classify(caught.value) is FailureClass.NETWORK
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import pickle
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import pytest
+
+from medkg.dagster import tables
 
 if TYPE_CHECKING:
     from medkg.dagster import Answer
@@ -47,8 +48,9 @@ def outcome(home: Lab, server: LocalServer, documents: Path) -> Outcome:
 def answers(home: Lab, outcome: Outcome) -> list[Answer]:
     """What the run stored."""
     assert outcome.status == "SUCCESS"
-    stored = Path(home.instance.storage_directory(), "reranked_answers")
-    return pickle.loads(stored.read_bytes())  # noqa: S301 - written by the run above
+    stored = Path(home.instance.storage_directory(), "medkg", "reranked_answers.parquet")
+    found: list[Answer] = tables.from_table(tables.read(stored.read_bytes(), "parquet"))
+    return found
 
 
 @pytest.mark.requirement("isolation 11.1")
@@ -73,12 +75,13 @@ def test_answers_have_the_right_document_on_top_with_section_and_page(answers: l
 
 
 def test_a_bad_document_is_set_aside_and_listed(outcome: Outcome) -> None:
-    metadata = outcome.metadata("documents")
-    assert metadata["dagster/row_count"] == 3
-    assert metadata["medkg/documents_set_aside"] == 2
-    reasons = {row["document"].rpartition("/")[2]: row["reason"] for row in metadata["medkg/set_aside"]}
-    assert "not a DoclingDocument" in reasons["not-docling.json"]
-    assert "empty" in reasons["empty.md"]
+    documents, chunks = outcome.metadata("documents"), outcome.metadata("chunks")
+    assert (documents["dagster/row_count"], documents["medkg/documents_set_aside"]) == (4, 1)
+    (unreadable,), (no_document,) = documents["medkg/set_aside"], chunks["medkg/set_aside"]
+    assert unreadable["document"].endswith("/empty.md")
+    assert "empty" in unreadable["reason"]
+    assert no_document["document"].startswith("not-docling-")
+    assert "not a DoclingDocument" in no_document["reason"]
 
 
 def test_metadata_tells_counts_timings_model_device_and_shows_tables_and_plots(outcome: Outcome) -> None:
@@ -92,6 +95,7 @@ def test_metadata_tells_counts_timings_model_device_and_shows_tables_and_plots(o
     assert embeddings["medkg/dimension"] == 384
     assert embeddings["medkg/device"] == answered["medkg/device"] == index["medkg/device"] == "cpu"
     assert embeddings["medkg/tokens"] == chunks["medkg/tokens"]
+    assert embeddings["medkg/texts_embedded"] == embeddings["dagster/row_count"]
     assert embeddings["medkg/compute_seconds"] > 0
     assert embeddings["medkg/preview"][0]["norm"] == pytest.approx(1.0, abs=1e-3)
     assert index["medkg/inserted"] == index["dagster/row_count"]
@@ -157,7 +161,10 @@ def test_a_second_run_replaces_and_loses_nothing_even_if_a_document_has_gone_bad
         ops=ops(spoiled, SEPSIS),
     )
     assert second.status == "SUCCESS"
-    assert second.metadata("documents")["medkg/documents_set_aside"] == 3
+    assert second.metadata("chunks")["medkg/documents_set_aside"] == 2
+    embeddings = second.metadata("embeddings")
+    assert (embeddings["medkg/texts_embedded"], embeddings["medkg/calls"]) == (0, 0)
+    assert embeddings["medkg/chunks_reused"] == embeddings["dagster/row_count"] > 0
     index = second.metadata("vector_index")
     assert index["medkg/inserted"] == 0
     assert 0 < index["medkg/replaced"] < index["dagster/row_count"]

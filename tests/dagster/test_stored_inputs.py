@@ -1,7 +1,6 @@
 """Assets that are launched alone: what the runs before them stored has to fit together."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -9,7 +8,7 @@ import pytest
 
 import medkg
 from medkg.chunking import Chunk
-from medkg.dagster import GpuServicesResource, RunServices, ingestion, medkg_assets
+from medkg.dagster import GpuServicesResource, medkg_assets
 from medkg.dagster.outputs import ChunkSet, EmbeddingSet
 from medkg.local import LocalServer
 
@@ -96,19 +95,6 @@ def test_questions_are_not_compared_with_vectors_of_other_weights(
     reason = refused(materialize_alone("reranked_answers", server, vector_index=other))
     assert "0" * 64 in reason
     assert embeddings.model_digest in reason
-
-
-def test_groups_of_chunks_embedded_by_different_weights_are_refused() -> None:
-    digests = iter(["a" * 64, "b" * 64])
-
-    def embed(texts: list[str], **_: object) -> SimpleNamespace:
-        return SimpleNamespace(model=MODEL, model_digest=next(digests), request_id="1")
-
-    services: Any = SimpleNamespace(embedding=SimpleNamespace(embed=embed))
-    run: RunServices = services
-    chunks = [replace(chunk(text), ordinal=n) for text in ("gout", "asthma") for n in range(ingestion.GROUP_CHUNKS)]
-    with pytest.raises(medkg.ValidationError, match="b" * 64):
-        ingestion.embed_chunks(chunks, run, model=None, progress=lambda _done, _total: None)
 
 
 @pytest.mark.parametrize("candidates", [0, 1025])

@@ -26,7 +26,14 @@ from medkg.chunking.report import ChunkedDocument, ChunkingReport, DocumentFailu
 
 if TYPE_CHECKING:
     from medkg.chunking.chunker import Chunker
-    from medkg.chunking.loading import SourceDocument, discover, load_document
+    from medkg.chunking.loading import (
+        DocumentIdentity,
+        SourceDocument,
+        discover,
+        document_id_of,
+        identify,
+        load_document,
+    )
     from medkg.chunking.pipeline import chunk_documents
     from medkg.chunking.tokenizer import ModelTokenizer
 
@@ -39,20 +46,26 @@ __all__ = [
     "DoclingServeUnavailableError",
     "DocumentError",
     "DocumentFailure",
+    "DocumentIdentity",
     "MissingExtraError",
     "ModelTokenizer",
     "SourceDocument",
     "chunk_documents",
     "discover",
+    "document_id_of",
+    "identify",
     "load_document",
 ]
 
 _LAZY = {
     "Chunker": "medkg.chunking.chunker",
+    "DocumentIdentity": "medkg.chunking.loading",
     "ModelTokenizer": "medkg.chunking.tokenizer",
     "SourceDocument": "medkg.chunking.loading",
     "chunk_documents": "medkg.chunking.pipeline",
     "discover": "medkg.chunking.loading",
+    "document_id_of": "medkg.chunking.loading",
+    "identify": "medkg.chunking.loading",
     "load_document": "medkg.chunking.loading",
 }
 

@@ -95,6 +95,35 @@ def discover(paths: Iterable[Path | str]) -> list[Path]:
     return sorted(found)
 
 
+@dataclass(frozen=True, slots=True)
+class DocumentIdentity:
+    """What a file says about itself before it is parsed; attributes as in `SourceDocument`, and its length in bytes."""
+
+    document_id: str
+    source: str
+    media_type: str
+    sha256: str
+    bytes: int
+
+
+def document_id_of(path: Path | str) -> str:
+    """Give the id of the document in a file, which follows from the file's name alone; nothing is read."""
+    return _document_id(_source(Path(path)))
+
+
+def identify(path: Path | str, *, max_file_bytes: int = MAX_FILE_BYTES) -> DocumentIdentity:
+    """Read one file without parsing it.
+
+    Raises:
+        DocumentError: the file cannot be read, is empty or too large, or has an extension that is not known.
+    """
+    path = Path(path)
+    media_type = _media_type(path)
+    content = _read(path, max_file_bytes)
+    source = _source(path)
+    return DocumentIdentity(_document_id(source), source, media_type, hashlib.sha256(content).hexdigest(), len(content))
+
+
 def load_document(
     path: Path | str, *, docling_serve: str | None = None, max_file_bytes: int = MAX_FILE_BYTES
 ) -> SourceDocument:
@@ -112,12 +141,9 @@ def load_document(
         MissingExtraError: packages of `medkg[chunking]` are missing.
     """
     path = Path(path)
-    extension = path.suffix.lower()
-    if extension not in _MEDIA_TYPES:
-        known = ", ".join(sorted(_MEDIA_TYPES))
-        raise DocumentError(path, f"unsupported extension {extension!r}", f"Use one of {known}")
+    media_type = _media_type(path)
     content = _read(path, max_file_bytes)
-    document = _convert(path, extension, content, docling_serve)
+    document = _convert(path, path.suffix.lower(), content, docling_serve)
     try:
         texts = any(text.strip() for _, text, _ in body_texts(document))
         title = clean(_title(document) or path.stem)
@@ -127,16 +153,28 @@ def load_document(
     if not texts:
         action = "If it is a scan, convert it with text recognition first; else leave it out"
         raise DocumentError(path, "the document has no text", action)
-    source = os.fsencode(path.name).decode("utf-8", "replace")
+    source = _source(path)
     return SourceDocument(
         document_id=_document_id(source),
         title=title,
         source=source,
         path=path,
-        media_type=_MEDIA_TYPES[extension],
+        media_type=media_type,
         sha256=hashlib.sha256(content).hexdigest(),
         document=document,
     )
+
+
+def _media_type(path: Path) -> str:
+    extension = path.suffix.lower()
+    if extension not in _MEDIA_TYPES:
+        known = ", ".join(sorted(_MEDIA_TYPES))
+        raise DocumentError(path, f"unsupported extension {extension!r}", f"Use one of {known}")
+    return _MEDIA_TYPES[extension]
+
+
+def _source(path: Path) -> str:
+    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 def _read(path: Path, max_file_bytes: int) -> bytes:

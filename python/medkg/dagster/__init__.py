@@ -14,7 +14,17 @@ except ModuleNotFoundError as _missing:
 from medkg.dagster.assets import AnswersConfig, DocumentsConfig, medkg_assets
 from medkg.dagster.executor import GpuRunFailure, forkserver_executor, gpu_fail_fast
 from medkg.dagster.failures import FAILURE_CLASS_KEY, FailureClass, step_failures
-from medkg.dagster.outputs import Answer, ChunkSet, DocumentSet, EmbeddingSet, IndexSummary, Passage, SetAside
+from medkg.dagster.io_manager import TableIOManager
+from medkg.dagster.outputs import (
+    Answer,
+    ChunkSet,
+    DocumentRecord,
+    DocumentSet,
+    EmbeddingSet,
+    IndexSummary,
+    Passage,
+    SetAside,
+)
 from medkg.dagster.pipeline import medkg_definitions
 from medkg.dagster.resource import BreakerConfig, GpuServicesResource, RetryConfig, RunServices, TlsConfig
 from medkg.dagster.tenant import TENANT_TAG, TenantError, resolve_tenant
@@ -29,6 +39,7 @@ __all__ = [
     "AnswersConfig",
     "BreakerConfig",
     "ChunkSet",
+    "DocumentRecord",
     "DocumentSet",
     "DocumentsConfig",
     "EmbeddingSet",
@@ -40,6 +51,7 @@ __all__ = [
     "RetryConfig",
     "RunServices",
     "SetAside",
+    "TableIOManager",
     "TenantError",
     "TlsConfig",
     "forkserver_executor",

@@ -65,7 +65,9 @@ def find_model(models: "Sequence[ModelInfo]", name: str) -> "ModelInfo":
     raise refusal(msg)
 
 
-def report_set_aside(context: StepContext, failed: Sequence[SetAside], *, left: int, what: str) -> None:
+def report_set_aside(
+    context: StepContext, failed: Sequence[SetAside], *, left: int, what: str, may_be_empty: bool = False
+) -> None:
     """Names each document that failed in the log.
 
     Args:
@@ -73,13 +75,14 @@ def report_set_aside(context: StepContext, failed: Sequence[SetAside], *, left: 
         failed: The documents.
         left: How much there is to go on with.
         what: What that is.
+        may_be_empty: Whether there may be nothing to work on: a batch can be without a document.
 
     Raises:
         dg.Failure: Nothing is left.
     """
     for one in failed:
         context.log.warning("set aside %s: %s", one.document, one.reason)
-    if left:
+    if left or (may_be_empty and not failed):
         return
     found = "; ".join(f"{one.document}: {one.reason}" for one in failed) or "there was nothing to work on"
     msg = f"not one {what}: {found}"

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from os import PathLike, fspath
 from typing import Any, Final, Literal
 
@@ -25,12 +26,18 @@ from medkg.dagster.asset_rules import (
     require_tenant,
     seconds_since,
 )
+from medkg.dagster.embedding_store import EmbeddingStore, Recipe
+from medkg.dagster.io_manager import storage_path
 from medkg.dagster.outputs import Answer, ChunkSet, DocumentSet, EmbeddingSet, IndexSummary
+from medkg.dagster.partitions import TENANT_PLACE, DocumentPartitions
 from medkg.dagster.resource import GpuServicesResource
+from medkg.dagster.step import StepContext, StepIdentity
 from medkg.errors import ConfigError
 
 RESOURCE_KEY: Final = "gpu_services"
 """Key under which a project gives the `GpuServicesResource`."""
+EMBEDDED_FOLDER: Final = "embedded"
+"""Folder of the vectors that are there already."""
 _MOST_CANDIDATES: Final = 1024
 
 
@@ -38,6 +45,9 @@ class DocumentsConfig(dg.Config):
     """Configuration of the asset `documents` in one run."""
 
     paths: list[str] = Field(default=[], description="Files or folders to read instead of the project's own.")
+    only: list[str] = Field(
+        default=[], description="Ids or file names of documents to work on, and no others: those that were set aside."
+    )
 
 
 class AnswersConfig(dg.Config):
@@ -63,6 +73,9 @@ class _Pipeline:
     group_name: str
     key_prefix: list[str]
     pool: str | None
+    partitions: DocumentPartitions | None
+    embedding_store: str | None
+    freshness: dg.FreshnessPolicy | None
 
     def asset(
         self, name: str, description: str, *, kinds: set[str], after: Sequence[str] = (), on_device: bool = False
@@ -76,7 +89,28 @@ class _Pipeline:
             key_prefix=self.key_prefix,
             ins={upstream: dg.AssetIn(key=[*self.key_prefix, upstream]) for upstream in after},
             pool=self.pool if on_device else None,
+            partitions_def=None if self.partitions is None else self.partitions.definition,
+            freshness_policy=self.freshness,
         )
+
+    def paths_of(self, tenant: str, config: DocumentsConfig) -> list[str]:
+        """Where a run's documents are."""
+        return [path.replace(TENANT_PLACE, tenant) for path in config.paths or self.paths]
+
+    def wants(self, context: StepContext, config: DocumentsConfig) -> Callable[[str, str], bool]:
+        """Whether a step works on a document, by its id and file name."""
+        step, only = StepIdentity.of(context), set(config.only)
+
+        def wanted(document_id: str, name: str) -> bool:
+            own = self.partitions is None or self.partitions.has(document_id, step)
+            return own and (not only or document_id in only or name in only)
+
+        return wanted
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a step may have no documents."""
+        return self.partitions is not None
 
 
 def medkg_assets(
@@ -94,12 +128,16 @@ def medkg_assets(
     group_name: str = "medkg",
     key_prefix: Sequence[str] = (),
     pool: str | None = "gpu",
+    batches: int | None = None,
+    tenants: Sequence[str] | None = None,
+    embedding_store: str | None = None,
+    freshness: timedelta | None = None,
 ) -> list[dg.AssetsDefinition]:
     """Makes the five assets; they need a `GpuServicesResource` under the key `gpu_services`.
 
     Args:
         documents: Files or folders: Docling JSON, Markdown, HTML, DOCX, JATS XML, and PDF with `docling_serve`.
-            Relative paths are seen from the working directory of the step.
+            Relative paths are seen from the working directory of the step; `{tenant}` stands for the tenant's name.
         questions: Questions that `reranked_answers` asks; a run can ask others in its configuration.
         collection: Vector collection that holds the chunks, of the run's tenant.
         embedding_model: Name of the embedding model; None is the server's default.
@@ -112,16 +150,22 @@ def medkg_assets(
         group_name: Group of the assets in Dagster's UI.
         key_prefix: Prefix of their keys.
         pool: Dagster pool of the assets that work on the device; it limits nothing until a limit is set for it.
+        batches: Partitions the assets by batch of documents, into so many; a document's batch follows from its name.
+        tenants: Partitions them by tenant as well, in the dimension `tenant`; `documents` then says `{tenant}`.
+        embedding_store: Folder or address of the vectors that are there already, for all tenants; by default in the
+            Dagster instance's storage.
+        freshness: How old the assets may become; Dagster tells of those that are older.
 
     Raises:
-        medkg.ConfigError: `candidates` is out of range.
+        medkg.ConfigError: `candidates` or `batches` is out of range, or all tenants would read the same documents.
     """
     if not 1 <= candidates <= _MOST_CANDIDATES:
         msg = f"candidates: {candidates} is out of range; use 1 to {_MOST_CANDIDATES}, what the reranker takes at once"
         raise ConfigError(msg)
     paths = [documents] if isinstance(documents, (str, PathLike)) else documents
+    places = [fspath(path) for path in paths]
     pipeline = _Pipeline(
-        paths=[fspath(path) for path in paths],
+        paths=places,
         questions=list(questions),
         collection=collection,
         embedding_model=embedding_model,
@@ -134,23 +178,26 @@ def medkg_assets(
         group_name=group_name,
         key_prefix=list(key_prefix),
         pool=pool,
+        partitions=DocumentPartitions.of(batches, tenants, places),
+        embedding_store=embedding_store,
+        freshness=None if freshness is None else dg.FreshnessPolicy.time_window(fail_window=freshness),
     )
     return [make(pipeline) for make in (_documents, _chunks, _embeddings, _vector_index, _reranked_answers)]
 
 
 def _documents(pipeline: _Pipeline) -> dg.AssetsDefinition:
-    @pipeline.asset("documents", "Documents, read and parsed.", kinds={"docling"})
+    @pipeline.asset("documents", "The documents there are: where, which version, how large.", kinds={"files"})
     def asset(
         context: dg.AssetExecutionContext, config: DocumentsConfig, gpu_services: GpuServicesResource
     ) -> dg.Output[DocumentSet]:
         started = time.perf_counter()
         with gpu_services.for_run(context) as run:
             loaded, failed = ingestion.read_documents(
-                config.paths or pipeline.paths,
-                docling_serve=pipeline.docling_serve,
+                pipeline.paths_of(run.tenant, config),
+                wanted=pipeline.wants(context, config),
                 progress=log_progress(context, "files read"),
             )
-        report_set_aside(context, failed, left=len(loaded), what="document")
+        report_set_aside(context, failed, left=len(loaded), what="document", may_be_empty=pipeline.may_be_empty)
         formats = Counter(ingestion.format_of(document) for document in loaded)
         return dg.Output(
             DocumentSet(run.tenant, loaded, failed),
@@ -188,9 +235,10 @@ def _chunks(pipeline: _Pipeline) -> dg.AssetsDefinition:
             made, failed = ingestion.chunk_documents(
                 documents.documents,
                 Chunker(tokenizer.json, model.max_tokens, strategy=pipeline.strategy),
+                docling_serve=pipeline.docling_serve,
                 progress=log_progress(context, "documents chunked"),
             )
-        report_set_aside(context, failed, left=len(made), what="chunk")
+        report_set_aside(context, failed, left=len(made), what="chunk", may_be_empty=pipeline.may_be_empty)
         counts = [chunk.token_count for chunk in made]
         return dg.Output(
             ChunkSet(run.tenant, made, model.name, model.max_tokens, failed),
@@ -202,7 +250,7 @@ def _chunks(pipeline: _Pipeline) -> dg.AssetsDefinition:
                 "medkg/strategy": pipeline.strategy,
                 "medkg/documents": len({chunk.document_id for chunk in made}),
                 "medkg/tokens": sum(counts),
-                "medkg/longest": max(counts),
+                "medkg/longest": max(counts, default=0),
                 "medkg/limit": model.max_tokens,
                 "medkg/token_counts": metadata.histogram(
                     counts, title="Chunks by length", unit="tokens", limit=model.max_tokens
@@ -227,32 +275,45 @@ def _embeddings(pipeline: _Pipeline) -> dg.AssetsDefinition:
         context: dg.AssetExecutionContext, gpu_services: GpuServicesResource, chunks: ChunkSet
     ) -> dg.Output[EmbeddingSet]:
         started = time.perf_counter()
+        step = StepIdentity.of(context)
         with gpu_services.for_run(context) as run:
             require_tenant(run.tenant, chunks.tenant, "chunks")
-            results, embedded, failed = ingestion.embed_chunks(
-                chunks.chunks, run, model=chunks.model, progress=log_progress(context, "chunks embedded")
+            model = find_model(run.embedding.models(), chunks.model)
+            recipe = Recipe(model.digest, model.prompts.get(model.default_prompt or "", ""))
+            done = ingestion.embed_chunks(
+                chunks.chunks,
+                run,
+                model=model,
+                store=EmbeddingStore(
+                    storage_path(pipeline.embedding_store, context.instance) / EMBEDDED_FOLDER,
+                    tenant=run.tenant,
+                    recipe=recipe,
+                ),
+                run_id=step.run_id,
+                set_failing_aside=step.retry_number >= gpu_services.step_retries,
+                progress=log_progress(context, "chunks embedded"),
             )
-        report_set_aside(context, failed, left=len(embedded), what="embedding")
-        vectors = ingestion.vectors_of(results)
-        model, digest = results[0].model, results[0].model_digest
-        seconds = seconds_since(started)
+        report_set_aside(
+            context, done.set_aside, left=len(done.chunks), what="embedding", may_be_empty=pipeline.may_be_empty
+        )
+        vectors, seconds = done.vectors, seconds_since(started)
         return dg.Output(
-            EmbeddingSet(
-                run.tenant, [chunk.chunk_id for chunk in embedded], vectors, model, digest, failed, chunks.digest
-            ),
+            ingestion.embedding_set(done, chunks, model=model, prompt=recipe.prompt),
             metadata={
                 "dagster/row_count": len(vectors),
                 "medkg/tenant": run.tenant,
                 "medkg/seconds": seconds,
                 "medkg/chunks_per_second": round(len(vectors) / max(seconds, 1e-4), 1),
-                "medkg/model": model,
-                "medkg/model_digest": digest,
-                "medkg/dimension": vectors.shape[1],
+                "medkg/model": model.name,
+                "medkg/model_digest": model.digest,
+                "medkg/dimension": model.dimension,
+                "medkg/texts_embedded": done.computed,
+                "medkg/chunks_reused": done.reused,
                 "medkg/trace_id": run.trace_id,
-                **metadata.usage([result.usage for result in results]),
-                "medkg/document_similarity": previews.document_similarity(embedded, vectors),
-                "medkg/preview": previews.embeddings_table(embedded, vectors),
-                **metadata.set_aside(failed),
+                **metadata.usage(done.usage),
+                "medkg/document_similarity": previews.document_similarity(done.chunks, vectors),
+                "medkg/preview": previews.embeddings_table(done.chunks, vectors),
+                **metadata.set_aside(done.set_aside),
             },
         )
 
@@ -287,8 +348,10 @@ def _vector_index(pipeline: _Pipeline) -> dg.AssetsDefinition:
                 embeddings.vectors,
                 run,
                 collection=collection,
+                model_digest=embeddings.model_digest,
                 progress=log_progress(context, "points stored"),
             )
+            stale = retrieval.stale_points(run, collection, embeddings.model_digest) if stored else 0
             now = run.vector.statistics(collection)
         return dg.Output(
             IndexSummary(
@@ -303,6 +366,7 @@ def _vector_index(pipeline: _Pipeline) -> dg.AssetsDefinition:
                 removed=removed,
                 device=now.device,
                 model_digest=embeddings.model_digest,
+                stale=stale,
             ),
             metadata={
                 "dagster/row_count": now.points,
@@ -319,6 +383,7 @@ def _vector_index(pipeline: _Pipeline) -> dg.AssetsDefinition:
                 "medkg/inserted": inserted,
                 "medkg/replaced": replaced,
                 "medkg/removed": removed,
+                "medkg/stale": stale,
                 "medkg/disk_bytes": now.disk_bytes,
                 "medkg/device_bytes": now.device_bytes,
                 "medkg/trace_id": run.trace_id,

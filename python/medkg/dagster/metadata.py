@@ -8,6 +8,7 @@ with the wheel for them.
 from __future__ import annotations
 
 import base64
+import math
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,8 @@ def usage(used: Sequence[medkg.Usage]) -> dict[str, dg.MetadataValue]:
         "medkg/batches": dg.MetadataValue.int(sum(one.batches for one in used)),
         "medkg/calls": dg.MetadataValue.int(sum(one.calls for one in used)),
         "medkg/retries": dg.MetadataValue.int(sum(one.retries for one in used)),
-        "medkg/queue_seconds": dg.MetadataValue.float(round(sum(one.queue_time for one in used), 4)),
-        "medkg/compute_seconds": dg.MetadataValue.float(round(sum(one.compute_time for one in used), 4)),
+        "medkg/queue_seconds": dg.MetadataValue.float(round(math.fsum(one.queue_time for one in used), 4)),
+        "medkg/compute_seconds": dg.MetadataValue.float(round(math.fsum(one.compute_time for one in used), 4)),
     }
 
 

@@ -1,4 +1,4 @@
-"""What the assets hand to each other; plain data, pickled by Dagster's default I/O manager."""
+"""What the assets hand to each other: plain data, which `medkg.dagster.TableIOManager` stores as tables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from medkg.chunking import Chunk, SourceDocument
+    from medkg.chunking import Chunk
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,30 @@ class SetAside:
 
 
 @dataclass(frozen=True)
+class DocumentRecord:
+    """What is known of a document before it is parsed."""
+
+    document_id: str
+    """Made of the file's name alone, so that an edited file stays the same document."""
+    source: str
+    """The file's name, without its folder."""
+    path: str
+    """Where it is read from: a path that the steps after this one see too."""
+    media_type: str
+    """Such as `text/markdown`."""
+    sha256: str
+    """Of the file's bytes, in hexadecimal: which version of the document it is."""
+    bytes: int
+    """Length of the file."""
+
+
+@dataclass(frozen=True)
 class DocumentSet:
     """Output of `documents`."""
 
     tenant: str
     """Whose they are."""
-    documents: Sequence[SourceDocument]
+    documents: Sequence[DocumentRecord]
     """The documents that could be read, in the order of their paths."""
     set_aside: Sequence[SetAside]
     """The ones that could not."""
@@ -76,6 +94,16 @@ class EmbeddingSet:
     """Documents with a chunk that the server refused; none of their chunks is here."""
     chunks_digest: str = ""
     """`ChunkSet.digest` of the chunks they were made from."""
+    document_ids: Sequence[str] = ()
+    """Id of the document of each row."""
+    document_sha256: Sequence[str] = ()
+    """SHA-256 of that document's file, in hexadecimal."""
+    content_sha256: Sequence[str] = ()
+    """SHA-256 of the text that was embedded, in hexadecimal."""
+    embedded_by: Sequence[str] = ()
+    """Id of the run that computed each row: this one, or an earlier one whose vector still holds."""
+    prompt: str = ""
+    """What the model was given before each text."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +132,8 @@ class IndexSummary:
     """Device that searches it."""
     model_digest: str = ""
     """SHA-256 of that model's weights, in hexadecimal."""
+    stale: int = 0
+    """Points in it that other weights made; questions are not compared with them."""
 
 
 @dataclass(frozen=True)

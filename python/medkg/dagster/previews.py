@@ -16,22 +16,23 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from medkg.chunking import Chunk, SourceDocument
-    from medkg.dagster.outputs import Answer
+    from medkg.chunking import Chunk
+    from medkg.dagster.outputs import Answer, DocumentRecord
 
 _ROWS: Final = 8
 _CHARS: Final = 80
 _HEATMAP_DOCUMENTS: Final = 16
 
 
-def documents_table(documents: Sequence[SourceDocument]) -> dg.TableMetadataValue:
-    """The first documents: title, file, pages."""
+def documents_table(documents: Sequence[DocumentRecord]) -> dg.TableMetadataValue:
+    """The first documents: file, format, length, digest."""
     return metadata.table(
         [
             {
-                "document": document.title,
-                "source": document.source,
-                "pages": len(document.document.pages) or None,
+                "document": document.source,
+                "format": document.media_type,
+                "bytes": document.bytes,
+                "sha256": document.sha256[:12],
                 "id": document.document_id,
             }
             for document in documents[:_ROWS]
@@ -73,6 +74,8 @@ def points_table(chunks: Sequence[Chunk]) -> dg.TableMetadataValue:
 def document_similarity(chunks: Sequence[Chunk], vectors: npt.NDArray[np.float32]) -> dg.MarkdownMetadataValue:
     """Cosine of the documents' mean vectors, as a heat map: what is alike, and what is there twice."""
     rows: dict[str, list[int]] = {}
+    if not chunks:
+        return dg.MetadataValue.md("no documents")
     for row, chunk in enumerate(chunks):
         rows.setdefault(chunk.document_id, []).append(row)
     titles = {chunk.document_id: chunk.document_title for chunk in chunks}

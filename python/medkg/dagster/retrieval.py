@@ -14,6 +14,7 @@ import numpy as np
 
 from medkg.dagster.ingestion import GROUP_CHUNKS, by_document, require_same_model
 from medkg.dagster.outputs import Answer, Passage
+from medkg.filters import Equals
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from medkg.dagster.outputs import EmbeddingSet, IndexSummary
     from medkg.dagster.resource import RunServices
 
-_STALE_WINDOW: Final = 256
+_SURPLUS_WINDOW: Final = 256
+_DIGEST_FIELD: Final = "model_digest"
 
 
 def chunks_of(embeddings: EmbeddingSet, chunks: Sequence[Chunk]) -> list[Chunk]:
@@ -41,9 +43,12 @@ def index_chunks(
     run: RunServices,
     *,
     collection: str,
+    model_digest: str = "",
     progress: Progress,
 ) -> tuple[int, int, int]:
     """Writes points to a collection that is there, a group of documents at a time; `vectors` has a row for each chunk.
+
+    Each point says which weights made it, so that what other weights made is told apart.
 
     Returns:
         Points inserted, replaced and removed.
@@ -55,7 +60,7 @@ def index_chunks(
             collection,
             [point_id(chunk.document_id, chunk.ordinal) for chunk in group],
             rows,
-            [_payload(chunk) for chunk in group],
+            [{**_payload(chunk), _DIGEST_FIELD: model_digest} for chunk in group],
         )
         inserted += result.inserted
         replaced += result.replaced
@@ -63,6 +68,11 @@ def index_chunks(
         written += len(group)
         progress(written, len(chunks))
     return inserted, replaced, removed
+
+
+def stale_points(run: RunServices, collection: str, model_digest: str) -> int:
+    """How many points of a collection other weights made than those; at least one point must be of these."""
+    return run.vector.count(collection, ~Equals(_DIGEST_FIELD, model_digest))
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,8 @@ def answer_questions(
     require_same_model(index.model_digest, embedded, of=f"the vectors of {index.collection!r}")
     times.append(time.perf_counter())
     queries = np.ascontiguousarray(embedded.vectors, dtype=np.float32)
-    found = run.vector.search(index.collection, queries, k=candidates)
+    same_weights = Equals(_DIGEST_FIELD, index.model_digest) if index.stale else None
+    found = run.vector.search(index.collection, queries, k=candidates, filter=same_weights)
     times.append(time.perf_counter())
     asked = [number for number, hits in enumerate(found) if hits]
     if not asked:
@@ -181,13 +192,13 @@ def _remove_surplus(group: Sequence[Chunk], vectors: npt.NDArray[np.float32], ru
     for document in last if made < len(last) else ():
         top = 0
         while True:
-            top += _STALE_WINDOW
+            top += _SURPLUS_WINDOW
             inserted = probe([document], top)
             made += inserted
             if inserted:
                 break
-        for first in range(top - _STALE_WINDOW + 1, 0, -_STALE_WINDOW):
-            removed += delete(document, range(first, first + _STALE_WINDOW))
+        for first in range(top - _SURPLUS_WINDOW + 1, 0, -_SURPLUS_WINDOW):
+            removed += delete(document, range(first, first + _SURPLUS_WINDOW))
     removed += run.vector.delete(collection, [point_id(d, group[row].ordinal + 1) for d, row in last.items()])
     return max(0, removed - made)
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-__all__ = ["LanceStore"]
+__all__ = ["LanceStore", "read_table", "write_table"]
 
+_TABLE: Final = "rows"
 _PROPERTIES: Final = b"medkg"
 _PAGE: Final = 1_000
 
@@ -112,6 +113,29 @@ class LanceStore(ExactStore):
             search.metric(info.metric).bypass_vector_index().select(wanted).limit(limit).to_arrow().combine_chunks(),
             info,
         )
+
+
+def write_table(uri: str, table: Any) -> None:
+    """Write an Arrow table as the next version of the one that is kept at an address; a version is there or not.
+
+    Args:
+        uri: A folder of the table's own, or its address in object storage.
+        table: A `pyarrow.Table`.
+    """
+    lancedb.connect(uri).create_table(_TABLE, data=table, mode="overwrite")
+
+
+def read_table(uri: str) -> Any:
+    """The last version of the table that `write_table` keeps at an address, as a `pyarrow.Table`.
+
+    Raises:
+        FileNotFoundError: There is none.
+    """
+    database = lancedb.connect(uri)
+    if _TABLE not in database.list_tables().tables:
+        message = f"{uri} has no table"
+        raise FileNotFoundError(message)
+    return database.open_table(_TABLE).to_arrow()
 
 
 def _schema(info: CollectionInfo) -> Any:
