@@ -74,7 +74,13 @@ HEAVY = (
 # Modules with one home in the package.
 VECTOR_HOMES = {
     "lancedb": ("medkg.vectors.lance",),
-    "pyarrow": ("medkg.vectors.lance", "medkg.vectors.arrow", "medkg.dagster.tables", "medkg.dagster.embedding_store"),
+    "pyarrow": (
+        "medkg.vectors.lance",
+        "medkg.vectors.arrow",
+        "medkg.dagster.tables",
+        "medkg.dagster.embedding_store",
+        "medkg.dagster.evaluation",
+    ),
     "pymilvus": ("medkg.vectors.milvus",),
 }
 NOUNS = ("gpu", "embedding", "reranking", "vector")

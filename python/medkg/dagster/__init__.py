@@ -11,7 +11,10 @@ except ModuleNotFoundError as _missing:
     _msg = "medkg.dagster needs dagster, which is not installed: pip install 'medkg[dagster]'"
     raise ModuleNotFoundError(_msg, name="dagster") from _missing
 
-from medkg.dagster.assets import AnswersConfig, DocumentsConfig, medkg_assets
+from medkg.dagster.assets import medkg_assets
+from medkg.dagster.checks import medkg_asset_checks
+from medkg.dagster.choices import AnswersConfig, DocumentsConfig
+from medkg.dagster.evaluation import EvaluationConfig, retrieval_evaluation
 from medkg.dagster.executor import GpuRunFailure, forkserver_executor, gpu_fail_fast
 from medkg.dagster.failures import FAILURE_CLASS_KEY, FailureClass, step_failures
 from medkg.dagster.io_manager import TableIOManager
@@ -43,6 +46,7 @@ __all__ = [
     "DocumentSet",
     "DocumentsConfig",
     "EmbeddingSet",
+    "EvaluationConfig",
     "FailureClass",
     "GpuRunFailure",
     "GpuServicesResource",
@@ -56,10 +60,12 @@ __all__ = [
     "TlsConfig",
     "forkserver_executor",
     "gpu_fail_fast",
+    "medkg_asset_checks",
     "medkg_assets",
     "medkg_definitions",
     "resolve_tenant",
     "resolve_trace",
+    "retrieval_evaluation",
     "step_failures",
     "trace_id_of_run",
 ]

@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 
 from medkg.dagster import metadata
 from medkg.dagster.failures import FAILURE_CLASS_KEY, FailureClass
-from medkg.dagster.outputs import ChunkSet, EmbeddingSet, SetAside
+from medkg.dagster.outputs import ChunkSet, EmbeddingSet, IndexSummary, SetAside
 from medkg.dagster.step import StepContext
 
 if TYPE_CHECKING:
@@ -49,6 +50,29 @@ def require_same_chunks(chunks: ChunkSet, embeddings: EmbeddingSet) -> None:
             " materialize embeddings and then vector_index, or the whole chain in one run"
         )
         raise refusal(msg)
+
+
+def current_index(stored: Any, tenant: str) -> IndexSummary:
+    """What is told of the tenant's collection: by one `vector_index`, or by all of its batches.
+
+    Args:
+        stored: An `IndexSummary`, or one for each partition that is there.
+        tenant: Whose.
+
+    Raises:
+        dg.Failure: There is none of this tenant's, or batches were indexed with different weights.
+    """
+    summaries: list[IndexSummary] = list(stored.values()) if isinstance(stored, Mapping) else [stored]
+    own = [summary for summary in summaries if summary.tenant == tenant]
+    if not own:
+        for summary in summaries:
+            require_tenant(tenant, summary.tenant, "vector_index")
+        msg = f"nothing is indexed for tenant {tenant!r}; materialize vector_index first"
+        raise refusal(msg)
+    if len({summary.model_digest for summary in own}) > 1:
+        msg = "the batches of vector_index were made with different weights; launch a backfill from embeddings on"
+        raise refusal(msg)
+    return replace(own[-1], stale=max(summary.stale for summary in own))
 
 
 def find_model(models: "Sequence[ModelInfo]", name: str) -> "ModelInfo":

@@ -7,110 +7,23 @@ index what the last run stored for another.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
 from os import PathLike, fspath
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import dagster as dg
-from pydantic import Field
 
-from medkg.dagster import ingestion, metadata, previews, retrieval
-from medkg.dagster.asset_rules import (
-    find_model,
-    log_progress,
-    refusal,
-    report_set_aside,
-    require_same_chunks,
-    require_tenant,
-    seconds_since,
-)
-from medkg.dagster.embedding_store import EmbeddingStore, Recipe
-from medkg.dagster.io_manager import storage_path
-from medkg.dagster.outputs import Answer, ChunkSet, DocumentSet, EmbeddingSet, IndexSummary
-from medkg.dagster.partitions import TENANT_PLACE, DocumentPartitions
+from medkg.dagster import ingestion, metadata, previews
+from medkg.dagster.asset_rules import find_model, log_progress, report_set_aside, require_tenant, seconds_since
+from medkg.dagster.choices import DocumentsConfig, Pipeline
+from medkg.dagster.index_assets import embeddings_asset, reranked_answers_asset, vector_index_asset
+from medkg.dagster.outputs import ChunkSet, DocumentSet
+from medkg.dagster.partitions import DocumentPartitions
 from medkg.dagster.resource import GpuServicesResource
-from medkg.dagster.step import StepContext, StepIdentity
 from medkg.errors import ConfigError
 
-RESOURCE_KEY: Final = "gpu_services"
-"""Key under which a project gives the `GpuServicesResource`."""
-EMBEDDED_FOLDER: Final = "embedded"
-"""Folder of the vectors that are there already."""
 _MOST_CANDIDATES: Final = 1024
-
-
-class DocumentsConfig(dg.Config):
-    """Configuration of the asset `documents` in one run."""
-
-    paths: list[str] = Field(default=[], description="Files or folders to read instead of the project's own.")
-    only: list[str] = Field(
-        default=[], description="Ids or file names of documents to work on, and no others: those that were set aside."
-    )
-
-
-class AnswersConfig(dg.Config):
-    """Configuration of the asset `reranked_answers` in one run."""
-
-    questions: list[str] = Field(default=[], description="Questions to ask instead of the project's own.")
-
-
-@dataclass(frozen=True)
-class _Pipeline:
-    """The choices of one call of `medkg_assets`."""
-
-    paths: list[str]
-    questions: list[str]
-    collection: str
-    embedding_model: str | None
-    reranking_model: str | None
-    strategy: Literal["hybrid", "hierarchical"]
-    candidates: int
-    top_n: int
-    fusion: Literal["none", "standardized_sum"]
-    docling_serve: str | None
-    group_name: str
-    key_prefix: list[str]
-    pool: str | None
-    partitions: DocumentPartitions | None
-    embedding_store: str | None
-    freshness: dg.FreshnessPolicy | None
-
-    def asset(
-        self, name: str, description: str, *, kinds: set[str], after: Sequence[str] = (), on_device: bool = False
-    ) -> Callable[[Callable[..., Any]], dg.AssetsDefinition]:
-        """The decorator that makes an asset of this pipeline out of a function."""
-        return dg.asset(
-            name=name,
-            description=description,
-            kinds=kinds,
-            group_name=self.group_name,
-            key_prefix=self.key_prefix,
-            ins={upstream: dg.AssetIn(key=[*self.key_prefix, upstream]) for upstream in after},
-            pool=self.pool if on_device else None,
-            partitions_def=None if self.partitions is None else self.partitions.definition,
-            freshness_policy=self.freshness,
-        )
-
-    def paths_of(self, tenant: str, config: DocumentsConfig) -> list[str]:
-        """Where a run's documents are."""
-        return [path.replace(TENANT_PLACE, tenant) for path in config.paths or self.paths]
-
-    def wants(self, context: StepContext, config: DocumentsConfig) -> Callable[[str, str], bool]:
-        """Whether a step works on a document, by its id and file name."""
-        step, only = StepIdentity.of(context), set(config.only)
-
-        def wanted(document_id: str, name: str) -> bool:
-            own = self.partitions is None or self.partitions.has(document_id, step)
-            return own and (not only or document_id in only or name in only)
-
-        return wanted
-
-    @property
-    def may_be_empty(self) -> bool:
-        """Whether a step may have no documents."""
-        return self.partitions is not None
 
 
 def medkg_assets(
@@ -130,7 +43,7 @@ def medkg_assets(
     pool: str | None = "gpu",
     batches: int | None = None,
     tenants: Sequence[str] | None = None,
-    embedding_store: str | None = None,
+    storage: str | None = None,
     freshness: timedelta | None = None,
 ) -> list[dg.AssetsDefinition]:
     """Makes the five assets; they need a `GpuServicesResource` under the key `gpu_services`.
@@ -152,8 +65,8 @@ def medkg_assets(
         pool: Dagster pool of the assets that work on the device; it limits nothing until a limit is set for it.
         batches: Partitions the assets by batch of documents, into so many; a document's batch follows from its name.
         tenants: Partitions them by tenant as well, in the dimension `tenant`; `documents` then says `{tenant}`.
-        embedding_store: Folder or address of the vectors that are there already, for all tenants; by default in the
-            Dagster instance's storage.
+        storage: Folder or address of what the assets keep beside their outputs, for all tenants: vectors that are there
+            already, converted PDF. By default in the Dagster instance's storage.
         freshness: How old the assets may become; Dagster tells of those that are older.
 
     Raises:
@@ -164,7 +77,7 @@ def medkg_assets(
         raise ConfigError(msg)
     paths = [documents] if isinstance(documents, (str, PathLike)) else documents
     places = [fspath(path) for path in paths]
-    pipeline = _Pipeline(
+    pipeline = Pipeline(
         paths=places,
         questions=list(questions),
         collection=collection,
@@ -179,13 +92,15 @@ def medkg_assets(
         key_prefix=list(key_prefix),
         pool=pool,
         partitions=DocumentPartitions.of(batches, tenants, places),
-        embedding_store=embedding_store,
+        storage=storage,
         freshness=None if freshness is None else dg.FreshnessPolicy.time_window(fail_window=freshness),
     )
-    return [make(pipeline) for make in (_documents, _chunks, _embeddings, _vector_index, _reranked_answers)]
+    return [
+        make(pipeline) for make in (_documents, _chunks, embeddings_asset, vector_index_asset, reranked_answers_asset)
+    ]
 
 
-def _documents(pipeline: _Pipeline) -> dg.AssetsDefinition:
+def _documents(pipeline: Pipeline) -> dg.AssetsDefinition:
     @pipeline.asset("documents", "The documents there are: where, which version, how large.", kinds={"files"})
     def asset(
         context: dg.AssetExecutionContext, config: DocumentsConfig, gpu_services: GpuServicesResource
@@ -214,7 +129,7 @@ def _documents(pipeline: _Pipeline) -> dg.AssetsDefinition:
     return asset
 
 
-def _chunks(pipeline: _Pipeline) -> dg.AssetsDefinition:
+def _chunks(pipeline: Pipeline) -> dg.AssetsDefinition:
     @pipeline.asset(
         "chunks",
         "Passages of the documents, none longer than the embedding model takes.",
@@ -257,187 +172,6 @@ def _chunks(pipeline: _Pipeline) -> dg.AssetsDefinition:
                 ),
                 "medkg/preview": previews.chunks_table(made),
                 **metadata.set_aside(failed),
-            },
-        )
-
-    return asset
-
-
-def _embeddings(pipeline: _Pipeline) -> dg.AssetsDefinition:
-    @pipeline.asset(
-        "embeddings",
-        "A vector for each chunk, made by gpu-server.",
-        kinds={"rust", "grpc"},
-        after=["chunks"],
-        on_device=True,
-    )
-    def asset(
-        context: dg.AssetExecutionContext, gpu_services: GpuServicesResource, chunks: ChunkSet
-    ) -> dg.Output[EmbeddingSet]:
-        started = time.perf_counter()
-        step = StepIdentity.of(context)
-        with gpu_services.for_run(context) as run:
-            require_tenant(run.tenant, chunks.tenant, "chunks")
-            model = find_model(run.embedding.models(), chunks.model)
-            recipe = Recipe(model.digest, model.prompts.get(model.default_prompt or "", ""))
-            done = ingestion.embed_chunks(
-                chunks.chunks,
-                run,
-                model=model,
-                store=EmbeddingStore(
-                    storage_path(pipeline.embedding_store, context.instance) / EMBEDDED_FOLDER,
-                    tenant=run.tenant,
-                    recipe=recipe,
-                ),
-                run_id=step.run_id,
-                set_failing_aside=step.retry_number >= gpu_services.step_retries,
-                progress=log_progress(context, "chunks embedded"),
-            )
-        report_set_aside(
-            context, done.set_aside, left=len(done.chunks), what="embedding", may_be_empty=pipeline.may_be_empty
-        )
-        vectors, seconds = done.vectors, seconds_since(started)
-        return dg.Output(
-            ingestion.embedding_set(done, chunks, model=model, prompt=recipe.prompt),
-            metadata={
-                "dagster/row_count": len(vectors),
-                "medkg/tenant": run.tenant,
-                "medkg/seconds": seconds,
-                "medkg/chunks_per_second": round(len(vectors) / max(seconds, 1e-4), 1),
-                "medkg/model": model.name,
-                "medkg/model_digest": model.digest,
-                "medkg/dimension": model.dimension,
-                "medkg/texts_embedded": done.computed,
-                "medkg/chunks_reused": done.reused,
-                "medkg/trace_id": run.trace_id,
-                **metadata.usage(done.usage),
-                "medkg/document_similarity": previews.document_similarity(done.chunks, vectors),
-                "medkg/preview": previews.embeddings_table(done.chunks, vectors),
-                **metadata.set_aside(done.set_aside),
-            },
-        )
-
-    return asset
-
-
-def _vector_index(pipeline: _Pipeline) -> dg.AssetsDefinition:
-    collection = pipeline.collection
-
-    @pipeline.asset(
-        "vector_index",
-        f"The collection {collection!r} of gpu-server, on its disk and searchable.",
-        kinds={"rust", "grpc"},
-        after=["chunks", "embeddings"],
-        on_device=True,
-    )
-    def asset(
-        context: dg.AssetExecutionContext,
-        gpu_services: GpuServicesResource,
-        chunks: ChunkSet,
-        embeddings: EmbeddingSet,
-    ) -> dg.Output[IndexSummary]:
-        started = time.perf_counter()
-        with gpu_services.for_run(context) as run:
-            require_tenant(run.tenant, chunks.tenant, "chunks")
-            require_tenant(run.tenant, embeddings.tenant, "embeddings")
-            require_same_chunks(chunks, embeddings)
-            stored = retrieval.chunks_of(embeddings, chunks.chunks)
-            made = run.vector.create_collection(collection, embeddings.vectors.shape[1], exist_ok=True)
-            inserted, replaced, removed = retrieval.index_chunks(
-                stored,
-                embeddings.vectors,
-                run,
-                collection=collection,
-                model_digest=embeddings.model_digest,
-                progress=log_progress(context, "points stored"),
-            )
-            stale = retrieval.stale_points(run, collection, embeddings.model_digest) if stored else 0
-            now = run.vector.statistics(collection)
-        return dg.Output(
-            IndexSummary(
-                tenant=run.tenant,
-                collection=collection,
-                model=embeddings.model,
-                dimension=now.dimension,
-                metric=now.metric,
-                points=now.points,
-                inserted=inserted,
-                replaced=replaced,
-                removed=removed,
-                device=now.device,
-                model_digest=embeddings.model_digest,
-                stale=stale,
-            ),
-            metadata={
-                "dagster/row_count": now.points,
-                "dagster/uri": f"medkg://{run.tenant}/{collection}",
-                "medkg/tenant": run.tenant,
-                "medkg/seconds": seconds_since(started),
-                "medkg/model": embeddings.model,
-                "medkg/model_digest": embeddings.model_digest,
-                "medkg/device": now.device,
-                "medkg/collection": collection,
-                "medkg/created": made.created,
-                "medkg/metric": now.metric,
-                "medkg/dimension": now.dimension,
-                "medkg/inserted": inserted,
-                "medkg/replaced": replaced,
-                "medkg/removed": removed,
-                "medkg/stale": stale,
-                "medkg/disk_bytes": now.disk_bytes,
-                "medkg/device_bytes": now.device_bytes,
-                "medkg/trace_id": run.trace_id,
-                "medkg/preview": previews.points_table(stored),
-            },
-        )
-
-    return asset
-
-
-def _reranked_answers(pipeline: _Pipeline) -> dg.AssetsDefinition:
-    @pipeline.asset(
-        "reranked_answers",
-        "Questions, and the passages that answer them: found by vector, ordered by the reranker.",
-        kinds={"rust", "grpc"},
-        after=["vector_index"],
-        on_device=True,
-    )
-    def asset(
-        context: dg.AssetExecutionContext,
-        config: AnswersConfig,
-        gpu_services: GpuServicesResource,
-        vector_index: IndexSummary,
-    ) -> dg.Output[list[Answer]]:
-        asked = config.questions or pipeline.questions
-        if not asked:
-            msg = "no questions: give `questions` to medkg_assets, or in the configuration of reranked_answers"
-            raise refusal(msg)
-        started = time.perf_counter()
-        with gpu_services.for_run(context) as run:
-            require_tenant(run.tenant, vector_index.tenant, "vector_index")
-            done = retrieval.answer_questions(
-                asked,
-                vector_index,
-                run,
-                candidates=pipeline.candidates,
-                top_n=pipeline.top_n,
-                fusion=pipeline.fusion,
-                model=pipeline.reranking_model,
-            )
-        return dg.Output(
-            done.answers,
-            metadata={
-                "dagster/row_count": len(done.answers),
-                "medkg/tenant": run.tenant,
-                "medkg/seconds": seconds_since(started),
-                **{f"medkg/{part}_seconds": round(seconds, 4) for part, seconds in done.seconds.items()},
-                "medkg/embedding_model": vector_index.model,
-                "medkg/model": done.reranking_model or "none",
-                "medkg/fusion": pipeline.fusion,
-                "medkg/passages": sum(len(answer.passages) for answer in done.answers),
-                "medkg/trace_id": run.trace_id,
-                **metadata.usage(done.usage),
-                "medkg/answers": previews.answers_text(done.answers),
             },
         )
 

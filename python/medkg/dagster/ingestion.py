@@ -244,6 +244,8 @@ def embedding_set(done: Embedded, chunks: ChunkSet, *, model: ModelInfo, prompt:
         content_sha256=digests,
         embedded_by=[done.known[digest].embedded_by for digest in digests],
         prompt=prompt,
+        dimension=model.dimension,
+        normalized=model.normalized,
     )
 
 

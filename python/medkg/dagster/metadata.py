@@ -100,6 +100,26 @@ def histogram(values: Sequence[int], *, title: str, unit: str, limit: int | None
     return _picture(title, _WIDTH, _HEIGHT, parts)
 
 
+def bars(values: Mapping[str, float], *, title: str, top: float) -> dg.MarkdownMetadataValue:
+    """Named values as horizontal bars, each with its number.
+
+    Args:
+        values: From 0 to `top`.
+        title: Stands above them.
+        top: What fills the width.
+    """
+    left = 16 + 7 * max([1, *(len(name) for name in values)])
+    inner = _WIDTH - left - _RIGHT - 48
+    parts = []
+    for row, (name, value) in enumerate(values.items()):
+        y = _TOP + row * _CELL
+        width = inner * min(1.0, max(0.0, value / top))
+        parts.append(_text(left - 8, y + _CELL / 2 + 2, name, anchor="end"))
+        parts.append(f'<rect x="{left}" y="{y}" width="{width:.1f}" height="{_CELL - 8}" fill="{_FILL}"/>')
+        parts.append(_text(left + width + 6, y + _CELL / 2 + 2, f"{value:.3g}"))
+    return _picture(title, _WIDTH, _TOP + _CELL * len(values), parts)
+
+
 def heatmap(names: Sequence[str], matrix: Sequence[Sequence[float]], *, title: str) -> dg.MarkdownMetadataValue:
     """A square matrix of values from 0 to 1 as a picture, darker for more.
 

@@ -104,6 +104,10 @@ class EmbeddingSet:
     """Id of the run that computed each row: this one, or an earlier one whose vector still holds."""
     prompt: str = ""
     """What the model was given before each text."""
+    dimension: int = 0
+    """Elements of a vector, as the server says; 0 where it was not asked."""
+    normalized: bool = False
+    """Whether the server says that vectors have unit length."""
 
 
 @dataclass(frozen=True)

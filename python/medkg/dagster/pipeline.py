@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from medkg.dagster.assets import RESOURCE_KEY, medkg_assets
+from medkg.dagster.assets import medkg_assets
+from medkg.dagster.checks import medkg_asset_checks
+from medkg.dagster.choices import RESOURCE_KEY
 from medkg.dagster.executor import forkserver_executor, gpu_fail_fast
 from medkg.dagster.io_manager import TableIOManager
 from medkg.dagster.resource import GpuServicesResource
@@ -27,7 +29,10 @@ def medkg_definitions(
     job_name: str = JOB_NAME,
     **assets: Any,
 ) -> dg.Definitions:
-    """Resource, assets, a job over all of them, and an executor that fails fast on GPU loss.
+    """Resource, assets and their checks, a job over all of them, and an executor that fails fast on GPU loss.
+
+    With batches the job works on one batch, or in a backfill on each; a second job, `JOB_NAME_answers`, asks questions
+    of all.
 
     Args:
         documents: Files or folders of documents.
@@ -39,10 +44,17 @@ def medkg_definitions(
         job_name: Name of the job.
         **assets: Anything else `medkg_assets` takes.
     """
-    pipeline = medkg_assets(documents=documents, **{"embedding_store": storage, **assets})
+    pipeline = medkg_assets(documents=documents, **{"storage": storage, **assets})
+    checked = medkg_asset_checks(pipeline)
+    answers = [asset for asset in pipeline if asset.partitions_def is None]
+    batches = [asset for asset in pipeline if asset not in answers]
+    jobs = {job_name: batches, f"{job_name}_answers": answers} if batches else {job_name: answers}
     return dg.Definitions(
         assets=pipeline,
-        jobs=[dg.define_asset_job(job_name, selection=dg.AssetSelection.assets(*pipeline))],
+        asset_checks=checked,
+        jobs=[
+            dg.define_asset_job(name, selection=dg.AssetSelection.assets(*members)) for name, members in jobs.items()
+        ],
         resources={
             RESOURCE_KEY: services or GpuServicesResource(address=dg.EnvVar("MEDKG_ADDRESS")),
             "io_manager": TableIOManager(base_path=storage),

@@ -89,6 +89,34 @@ class Answering:
     """How long each part took, by name."""
 
 
+@dataclass(frozen=True)
+class Searched:
+    """What came of searching."""
+
+    hits: list[list[medkg.Hit]]
+    """Points for each question, nearest first."""
+    usage: medkg.Usage
+    """Of embedding the questions."""
+    times: list[float]
+    """Readings of the clock before embedding, between the two, and after searching."""
+
+
+def search(questions: Sequence[str], index: IndexSummary, run: RunServices, *, candidates: int) -> Searched:
+    """Embeds questions and finds the nearest points that the same weights made.
+
+    Raises:
+        medkg.ValidationError: The questions were embedded by other weights than the collection.
+    """
+    times = [time.perf_counter()]
+    embedded = run.embedding.embed(questions, model=index.model)
+    require_same_model(index.model_digest, embedded, of=f"the vectors of {index.collection!r}")
+    times.append(time.perf_counter())
+    same_weights = Equals(_DIGEST_FIELD, index.model_digest) if index.stale else None
+    queries = np.ascontiguousarray(embedded.vectors, dtype=np.float32)
+    hits = run.vector.search(index.collection, queries, k=candidates, filter=same_weights)
+    return Searched(hits, embedded.usage, [*times, time.perf_counter()])
+
+
 def answer_questions(
     questions: Sequence[str],
     index: IndexSummary,
@@ -115,17 +143,11 @@ def answer_questions(
     """
     from medkg import RerankQuery  # noqa: PLC0415 - the other names of medkg are only types here
 
-    times = [time.perf_counter()]
-    embedded = run.embedding.embed(questions, model=index.model)
-    require_same_model(index.model_digest, embedded, of=f"the vectors of {index.collection!r}")
-    times.append(time.perf_counter())
-    queries = np.ascontiguousarray(embedded.vectors, dtype=np.float32)
-    same_weights = Equals(_DIGEST_FIELD, index.model_digest) if index.stale else None
-    found = run.vector.search(index.collection, queries, k=candidates, filter=same_weights)
-    times.append(time.perf_counter())
+    searched = search(questions, index, run, candidates=candidates)
+    found, used, times = searched.hits, searched.usage, searched.times
     asked = [number for number, hits in enumerate(found) if hits]
     if not asked:
-        return Answering([Answer(question, ()) for question in questions], [embedded.usage], None, _parts(times))
+        return Answering([Answer(question, ()) for question in questions], [used], None, _parts(times))
     reranked = run.reranking.rerank_batch(
         [
             RerankQuery(
@@ -146,7 +168,7 @@ def answer_questions(
     }
     return Answering(
         answers=[Answer(question, passages.get(n, ())) for n, question in enumerate(questions)],
-        usage=[embedded.usage, reranked.usage],
+        usage=[used, reranked.usage],
         reranking_model=reranked.model,
         seconds=_parts(times),
     )

@@ -195,6 +195,7 @@ _PER_ROW: Final = {
     "embedded_by": "embedded_by",
 }
 """Attributes of an `EmbeddingSet` that have a text per row, and their columns."""
+_EMBEDDING_HEAD: Final = ("tenant", "model", "model_digest", "prompt", "chunks_digest", "dimension", "normalized")
 
 
 def _embedding_rows(value: EmbeddingSet) -> pa.Table:
@@ -213,7 +214,7 @@ def _texts(values: Sequence[str], count: int) -> list[str]:
 
 def _embeddings(head: Mapping[str, Any], table: pa.Table) -> EmbeddingSet:
     texts = {name: table.column(column).to_pylist() for name, column in _PER_ROW.items()}
-    own = {name: head[name] for name in ("tenant", "model", "model_digest", "prompt", "chunks_digest")}
+    own = {name: head[name] for name in _EMBEDDING_HEAD}
     return EmbeddingSet(vectors=vectors_of(table.column("vector")), set_aside=_set_aside(head), **texts, **own)
 
 
@@ -251,7 +252,7 @@ _KINDS: Final = (
     _Kind(
         "embeddings",
         lambda v: isinstance(v, EmbeddingSet),
-        lambda v: _head(v, "tenant", "model", "model_digest", "prompt", "chunks_digest"),
+        lambda v: _head(v, *_EMBEDDING_HEAD),
         _embedding_rows,
         _embeddings,
     ),
