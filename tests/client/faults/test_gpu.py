@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from .conftest import Member
 
-LONG = ["word " * 60] * 2_000
+LONG = ["word " * 60] * 500
 
 
 @pytest.mark.requirement("isolation 5.4")
@@ -50,22 +51,26 @@ def test_one_of_three_loses_its_gpu(
 
     async def run() -> list[BaseException]:
         async with medkg.AsyncEmbeddingClient(addresses=addresses, tenant="a", timeout=120) as client:
-            calls: list[asyncio.Future[medkg.EmbeddingResult]] = []
 
             def there() -> medkg.EndpointInfo:
                 return next(endpoint for endpoint in client.endpoints() if endpoint.address == lost.address)
 
+            async def keep_busy(caller: int) -> None:
+                for turn in itertools.count():
+                    await client.embed(LONG, request_id=f"long-{caller}-{turn}")
+
+            # More callers than servers, none of which ever stops: whenever it is that the GPU is lost, calls are there.
+            callers = [asyncio.ensure_future(keep_busy(caller)) for caller in range(9)]
             deadline = time.monotonic() + 60
             while not there().pending:
                 assert time.monotonic() < deadline, "it gets no calls"
-                calls.append(asyncio.ensure_future(client.embed(LONG, request_id=f"long-{len(calls)}")))
                 await asyncio.sleep(0.05)
             played.xid(79)
-            await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION, timeout=60)
+            await asyncio.wait(callers, return_when=asyncio.FIRST_EXCEPTION, timeout=60)
             assert there().breaker == "closed"
-            for call in calls:
-                call.cancel()
-            ends = await asyncio.gather(*calls, return_exceptions=True)
+            for caller in callers:
+                caller.cancel()
+            ends = await asyncio.gather(*callers, return_exceptions=True)
             errors = [end for end in ends if isinstance(end, medkg.MedkgError)]
             # Until the server has ended, or is known to have no GPU, it may get calls; they fail in the same way.
             answered = 0

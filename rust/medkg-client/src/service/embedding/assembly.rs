@@ -149,6 +149,10 @@ impl Dense {
             degraded,
         };
         self.parts.add(range, part)?;
+        if range.len() == self.total {
+            self.vectors = Some(Vectors::read(self.dtype, tensor));
+            return Ok(());
+        }
         let vectors = self
             .vectors
             .get_or_insert_with(|| Vectors::zeros(self.dtype, self.total, dimension));

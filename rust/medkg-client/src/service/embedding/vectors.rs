@@ -102,6 +102,28 @@ impl Vectors {
         }
     }
 
+    /// All rows of a tensor that [`check`] has passed, in memory that nobody has to fill with zeros first.
+    pub(super) fn read(dtype: Dtype, tensor: v1::Tensor) -> Self {
+        let data = &tensor.data;
+        match dtype {
+            Dtype::Float32 => {
+                let elements = data.chunks_exact(4);
+                Self::Float32(elements.map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
+            }
+            Dtype::Float16 => Self::Float16(data.chunks_exact(2).map(|b| f16::from_le_bytes([b[0], b[1]])).collect()),
+            Dtype::Bfloat16 => Self::Bfloat16(
+                data.chunks_exact(2)
+                    .map(|b| bf16::from_le_bytes([b[0], b[1]]))
+                    .collect(),
+            ),
+            Dtype::Int8 => Self::Int8 {
+                elements: data.iter().map(|byte| byte.cast_signed()).collect(),
+                scales: tensor.scales,
+            },
+            Dtype::Binary => Self::Binary(data.to_vec()),
+        }
+    }
+
     /// One row as it travels, and its scale, 0 where it has none.
     pub(super) fn row(&self, row: usize, dimension: usize) -> (Vec<u8>, f32) {
         let bytes = self.dtype().row_bytes(dimension);
