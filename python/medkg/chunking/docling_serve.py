@@ -8,6 +8,7 @@ server cuts a synchronous one off after two minutes.
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
@@ -17,6 +18,7 @@ from docling_core.types.doc import DoclingDocument
 from medkg.chunking.errors import DoclingServeUnavailableError, DocumentError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 #: Seconds one HTTP call may take, connecting included; the server answers a poll within `_POLL_WAIT`.
@@ -29,7 +31,7 @@ _SERVER_FAULT = 500
 
 
 def convert_file(path: Path, content: bytes, address: str, *, timeout: float = 900.0) -> DoclingDocument:
-    """Convert one file.
+    """Convert one file, and wait for it.
 
     Args:
         path: the file, for its name and for errors.
@@ -41,6 +43,52 @@ def convert_file(path: Path, content: bytes, address: str, *, timeout: float = 9
         DocumentError: the address is none, the server refuses the file, or the conversion fails or takes too long.
         DoclingServeUnavailableError: the server cannot be reached, does not answer, or fails with HTTP 5xx.
     """
+    task = submit_file(path, content, address)
+    deadline = time.monotonic() + timeout
+    while (asked := time.monotonic()) <= deadline:
+        if is_finished(path, address, task, wait=_POLL_WAIT):
+            return fetch_document(path, address, task)
+        time.sleep(max(0.0, _POLL_INTERVAL - (time.monotonic() - asked)))
+    problem = f"docling-serve at {address} was not done after {timeout:g} s"
+    raise DocumentError(path, problem, "Split the file, or give the server more power")
+
+
+def submit_file(path: Path, content: bytes, address: str) -> str:
+    """Hand a file in; gives the task that names its conversion. Raises as `convert_file`."""
+    with _calls(path, address) as (session, base):
+        # Page pictures are not wanted: they would make up most of the answer.
+        form = {"to_formats": "json", "image_export_mode": "placeholder"}
+        files = {"files": (path.name, content, "application/pdf")}
+        answer = _json(session.post(f"{base}/v1/convert/file/async", data=form, files=files, timeout=_CALL_TIMEOUT))
+        return quote(str(answer["task_id"]), safe="")
+
+
+def is_finished(path: Path, address: str, task: str, *, wait: float = 0.0, timeout: float = _CALL_TIMEOUT) -> bool:
+    """Tell whether a task has ended, well or not. Raises as `convert_file`.
+
+    Args:
+        path: the file, for errors.
+        address: of the docling-serve.
+        task: what `submit_file` gave.
+        wait: seconds that the server may wait for the end before it answers.
+        timeout: seconds for the call.
+    """
+    with _calls(path, address) as (session, base):
+        answer = _json(session.get(f"{base}/v1/status/poll/{task}", params={"wait": str(wait)}, timeout=timeout))
+        # A failed task has a result too, and only that says why.
+        return answer["task_status"] not in {"pending", "started"}
+
+
+def fetch_document(path: Path, address: str, task: str) -> DoclingDocument:
+    """Take the result of a task that has ended; the server may forget it then. Raises as `convert_file`."""
+    with _calls(path, address) as (session, base):
+        answer = _json(session.get(f"{base}/v1/result/{task}", timeout=_CALL_TIMEOUT))
+    return _document(path, base, answer)
+
+
+@contextmanager
+def _calls(path: Path, address: str) -> Iterator[tuple[requests.Session, str]]:
+    """A session and the server's address, and what becomes of what goes wrong in a call."""
     parts = urlsplit(address)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         action = "Write it like http://docling:5001"
@@ -48,14 +96,8 @@ def convert_file(path: Path, content: bytes, address: str, *, timeout: float = 9
     base = address.rstrip("/")
     try:
         with requests.Session() as session:
-            task = _submit(session, base, path, content)
-            if not _finished(session, base, task, timeout):
-                problem = f"docling-serve at {base} was not done after {timeout:g} s"
-                raise DocumentError(path, problem, "Split the file, or give the server more power")
-            answer = _json(session.get(f"{base}/v1/result/{task}", timeout=_CALL_TIMEOUT))
+            yield session, base
     except (requests.RequestException, KeyError, TypeError, ValueError) as error:
-        if isinstance(error, DocumentError):
-            raise
         if _is_outage(error):
             message = f"docling-serve at {base} is not available ({type(error).__name__}: {error})"
             raise DoclingServeUnavailableError(
@@ -64,7 +106,6 @@ def convert_file(path: Path, content: bytes, address: str, *, timeout: float = 9
         problem = f"docling-serve at {base} did not answer as expected ({type(error).__name__}: {error})"
         action = "Check that docling-serve (API v1) runs there and look at its log"
         raise DocumentError(path, problem, action) from error
-    return _document(path, base, answer)
 
 
 def _is_outage(error: Exception) -> bool:
@@ -72,28 +113,6 @@ def _is_outage(error: Exception) -> bool:
         return error.response is not None and error.response.status_code >= _SERVER_FAULT
     # The second breaks off in the middle of an answer.
     return isinstance(error, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, requests.Timeout))
-
-
-def _submit(session: requests.Session, base: str, path: Path, content: bytes) -> str:
-    # Page pictures are not wanted: they would make up most of the answer.
-    form = {"to_formats": "json", "image_export_mode": "placeholder"}
-    files = {"files": (path.name, content, "application/pdf")}
-    answer = _json(session.post(f"{base}/v1/convert/file/async", data=form, files=files, timeout=_CALL_TIMEOUT))
-    return quote(str(answer["task_id"]), safe="")
-
-
-def _finished(session: requests.Session, base: str, task: str, timeout: float) -> bool:
-    """Wait until the task is done; False when that takes too long."""
-    deadline = time.monotonic() + timeout
-    while (asked := time.monotonic()) <= deadline:
-        answer = _json(
-            session.get(f"{base}/v1/status/poll/{task}", params={"wait": str(_POLL_WAIT)}, timeout=_CALL_TIMEOUT)
-        )
-        # A failed task has a result too, and only that says why.
-        if answer["task_status"] not in {"pending", "started"}:
-            return True
-        time.sleep(max(0.0, _POLL_INTERVAL - (time.monotonic() - asked)))
-    return False
 
 
 def _json(response: requests.Response) -> dict[str, Any]:

@@ -14,6 +14,7 @@ except ModuleNotFoundError as _missing:
 from medkg.dagster.assets import medkg_assets
 from medkg.dagster.checks import medkg_asset_checks
 from medkg.dagster.choices import AnswersConfig, DocumentsConfig
+from medkg.dagster.conversion_assets import conversion_sensor
 from medkg.dagster.evaluation import EvaluationConfig, retrieval_evaluation
 from medkg.dagster.executor import GpuRunFailure, forkserver_executor, gpu_fail_fast
 from medkg.dagster.failures import FAILURE_CLASS_KEY, FailureClass, step_failures
@@ -42,6 +43,8 @@ __all__ = [
     "AnswersConfig",
     "BreakerConfig",
     "ChunkSet",
+    "Conversion",
+    "ConversionSet",
     "DocumentRecord",
     "DocumentSet",
     "DocumentsConfig",
@@ -58,6 +61,7 @@ __all__ = [
     "TableIOManager",
     "TenantError",
     "TlsConfig",
+    "conversion_sensor",
     "forkserver_executor",
     "gpu_fail_fast",
     "medkg_asset_checks",

@@ -17,6 +17,7 @@ import dagster as dg
 from medkg.dagster import ingestion, metadata, previews
 from medkg.dagster.asset_rules import find_model, log_progress, report_set_aside, require_tenant, seconds_since
 from medkg.dagster.choices import DocumentsConfig, Pipeline
+from medkg.dagster.conversion_assets import conversion_assets
 from medkg.dagster.index_assets import embeddings_asset, reranked_answers_asset, vector_index_asset
 from medkg.dagster.outputs import ChunkSet, DocumentSet
 from medkg.dagster.partitions import DocumentPartitions
@@ -38,6 +39,7 @@ def medkg_assets(
     top_n: int = 5,
     fusion: Literal["none", "standardized_sum"] = "standardized_sum",
     docling_serve: str | None = None,
+    manual: bool = False,
     group_name: str = "medkg",
     key_prefix: Sequence[str] = (),
     pool: str | None = "gpu",
@@ -59,7 +61,9 @@ def medkg_assets(
         candidates: Passages found by vector for each question, 1 to 1,024: what the reranker takes of one question.
         top_n: Passages kept for each question after reranking.
         fusion: `none` orders by the reranker alone; `standardized_sum` adds its score and the similarity.
-        docling_serve: Address of a docling-serve that converts PDF.
+        docling_serve: Address of a docling-serve that converts PDF; `chunks` waits for it, unless `manual`.
+        manual: Whether PDF are handed in by assets of their own, `pdf_metadata` → `pdfs` → `conversions`, and
+            `documents` is a gate that needs them converted; see `conversion_sensor`.
         group_name: Group of the assets in Dagster's UI.
         key_prefix: Prefix of their keys.
         pool: Dagster pool of the assets that work on the device; it limits nothing until a limit is set for it.
@@ -70,7 +74,8 @@ def medkg_assets(
         freshness: How old the assets may become; Dagster tells of those that are older.
 
     Raises:
-        medkg.ConfigError: `candidates` or `batches` is out of range, or all tenants would read the same documents.
+        medkg.ConfigError: `manual` without `docling_serve`; `candidates` or `batches` is out of range; or all tenants
+            would read the same documents.
     """
     if not 1 <= candidates <= _MOST_CANDIDATES:
         msg = f"candidates: {candidates} is out of range; use 1 to {_MOST_CANDIDATES}, what the reranker takes at once"
@@ -95,9 +100,12 @@ def medkg_assets(
         storage=storage,
         freshness=None if freshness is None else dg.FreshnessPolicy.time_window(fail_window=freshness),
     )
-    return [
-        make(pipeline) for make in (_documents, _chunks, embeddings_asset, vector_index_asset, reranked_answers_asset)
-    ]
+    if manual and docling_serve is None:
+        msg = "docling_serve: manual conversion needs the address of one, such as http://docling:5001"
+        raise ConfigError(msg, field_violations=[("docling_serve", "is missing")])
+    head = conversion_assets(pipeline, docling_serve) if manual and docling_serve else [_documents(pipeline)]
+    stages = (_chunks, embeddings_asset, vector_index_asset, reranked_answers_asset)
+    return [*head, *(make(pipeline) for make in stages)]
 
 
 def _documents(pipeline: Pipeline) -> dg.AssetsDefinition:

@@ -7,16 +7,20 @@ through, for the step to be retried or to fail.
 
 from __future__ import annotations
 
+import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from upath import UPath
 
 from medkg import errors
 from medkg.dagster.embedding_store import Known, content_sha256
 from medkg.dagster.outputs import DocumentRecord, EmbeddingSet, SetAside
+from medkg.dagster.whole_files import is_local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -290,13 +294,27 @@ def _load(document: DocumentRecord, docling_serve: str | None) -> SourceDocument
     """The parsed document, under the name it was listed by: what was converted is read from a file of another one."""
     from medkg.chunking import load_document  # noqa: PLC0415 - Docling is heavy
 
-    loaded = load_document(document.path, docling_serve=docling_serve)
+    with _as_file(document.path) as path:
+        loaded = load_document(path, docling_serve=docling_serve)
     if loaded.source == document.source:
         return loaded
     title = document.source if loaded.title == Path(document.path).stem else loaded.title
     return replace(
         loaded, document_id=document.document_id, source=document.source, sha256=document.sha256, title=title
     )
+
+
+@contextmanager
+def _as_file(path: str) -> Iterator[Path]:
+    """The file itself, or a copy of what is in object storage."""
+    place = UPath(path)
+    if is_local(place):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder, place.name)
+        copy.write_bytes(place.read_bytes())
+        yield copy
 
 
 def _is_the_texts_fault(error: errors.MedkgError, run: RunServices, model: ModelInfo, *, ask: bool) -> bool:

@@ -56,6 +56,28 @@ class DocumentSet:
 
 
 @dataclass(frozen=True)
+class Conversion:
+    """A document, and the task of a docling-serve that converts it."""
+
+    document: DocumentRecord
+    """The document."""
+    task: str
+    """Names the conversion; empty where nothing has to be converted."""
+
+
+@dataclass(frozen=True)
+class ConversionSet:
+    """Output of `conversions`."""
+
+    tenant: str
+    """Whose they are."""
+    conversions: Sequence[Conversion]
+    """Every document, in order."""
+    set_aside: Sequence[SetAside]
+    """Documents that the docling-serve refused."""
+
+
+@dataclass(frozen=True)
 class ChunkSet:
     """Output of `chunks`."""
 

@@ -9,6 +9,7 @@ import dagster as dg
 from medkg.dagster.assets import medkg_assets
 from medkg.dagster.checks import medkg_asset_checks
 from medkg.dagster.choices import RESOURCE_KEY
+from medkg.dagster.conversion_assets import conversion_sensor
 from medkg.dagster.executor import forkserver_executor, gpu_fail_fast
 from medkg.dagster.io_manager import TableIOManager
 from medkg.dagster.resource import GpuServicesResource
@@ -32,7 +33,8 @@ def medkg_definitions(
     """Resource, assets and their checks, a job over all of them, and an executor that fails fast on GPU loss.
 
     With batches the job works on one batch, or in a backfill on each; a second job, `JOB_NAME_answers`, asks questions
-    of all.
+    of all. With `manual=True` a job `JOB_NAME_convert` hands PDF to a docling-serve, and a sensor launches the job when
+    they are converted.
 
     Args:
         documents: Files or folders of documents.
@@ -45,19 +47,31 @@ def medkg_definitions(
         **assets: Anything else `medkg_assets` takes.
     """
     pipeline = medkg_assets(documents=documents, **{"storage": storage, **assets})
-    checked = medkg_asset_checks(pipeline)
-    answers = [asset for asset in pipeline if asset.partitions_def is None]
-    batches = [asset for asset in pipeline if asset not in answers]
-    jobs = {job_name: batches, f"{job_name}_answers": answers} if batches else {job_name: answers}
     return dg.Definitions(
         assets=pipeline,
-        asset_checks=checked,
+        asset_checks=medkg_asset_checks(pipeline),
         jobs=[
-            dg.define_asset_job(name, selection=dg.AssetSelection.assets(*members)) for name, members in jobs.items()
+            dg.define_asset_job(name, selection=dg.AssetSelection.assets(*members))
+            for name, members in _jobs(pipeline, job_name).items()
         ],
+        sensors=(
+            [conversion_sensor(pipeline, docling_serve=assets["docling_serve"], job_name=job_name)]
+            if assets.get("manual")
+            else []
+        ),
         resources={
             RESOURCE_KEY: services or GpuServicesResource(address=dg.EnvVar("MEDKG_ADDRESS")),
             "io_manager": TableIOManager(base_path=storage),
         },
         executor=gpu_fail_fast(executor),
     )
+
+
+def _jobs(pipeline: Sequence[dg.AssetsDefinition], job_name: str) -> dict[str, list[dg.AssetsDefinition]]:
+    """The jobs by name: what hands PDF in, what works on documents, and, if that is in batches, what asks them all."""
+    names = [asset.key.path[-1] for asset in pipeline]
+    head, rest = pipeline[: names.index("documents")], pipeline[names.index("documents") :]
+    answers = [asset for asset in rest if asset.partitions_def is None]
+    batches = [asset for asset in rest if asset.partitions_def is not None]
+    jobs = {job_name: batches, f"{job_name}_answers": answers} if batches else {job_name: answers}
+    return {f"{job_name}_convert": list(head), **jobs} if head else jobs

@@ -19,6 +19,8 @@ from medkg.chunking.chunk import BoundingBox, Chunk
 from medkg.dagster.outputs import (
     Answer,
     ChunkSet,
+    Conversion,
+    ConversionSet,
     DocumentRecord,
     DocumentSet,
     EmbeddingSet,
@@ -167,14 +169,32 @@ def _set_aside(head: Mapping[str, Any]) -> list[SetAside]:
 
 
 def _document_rows(value: DocumentSet) -> pa.Table:
-    table = pa.Table.from_pylist([asdict(one) for one in value.documents], schema=_DOCUMENTS)
+    return _record_rows(value.documents)
+
+
+def _record_rows(documents: Sequence[DocumentRecord]) -> pa.Table:
+    table = pa.Table.from_pylist([asdict(one) for one in documents], schema=_DOCUMENTS)
     return table.rename_columns(["document_sha256" if name == "sha256" else name for name in table.column_names])
 
 
-def _documents(head: Mapping[str, Any], table: pa.Table) -> DocumentSet:
+def _records(table: pa.Table) -> list[DocumentRecord]:
     table = table.rename_columns(["sha256" if name == "document_sha256" else name for name in table.column_names])
-    records = [DocumentRecord(**row) for row in table.select(_DOCUMENTS.names).to_pylist()]
-    return DocumentSet(head["tenant"], records, _set_aside(head))
+    return [DocumentRecord(**row) for row in table.select(_DOCUMENTS.names).to_pylist()]
+
+
+def _documents(head: Mapping[str, Any], table: pa.Table) -> DocumentSet:
+    return DocumentSet(head["tenant"], _records(table), _set_aside(head))
+
+
+def _conversion_rows(value: ConversionSet) -> pa.Table:
+    table = _record_rows([one.document for one in value.conversions])
+    return table.append_column("task", pa.array([one.task for one in value.conversions], _TEXT))
+
+
+def _conversions(head: Mapping[str, Any], table: pa.Table) -> ConversionSet:
+    tasks = table.column("task").to_pylist()
+    made = [Conversion(document, task) for document, task in zip(_records(table), tasks, strict=True)]
+    return ConversionSet(head["tenant"], made, _set_aside(head))
 
 
 def _chunk_rows(value: ChunkSet) -> pa.Table:
@@ -242,6 +262,13 @@ def _is_answers(value: Any) -> bool:
 
 _KINDS: Final = (
     _Kind("documents", lambda v: isinstance(v, DocumentSet), lambda v: _head(v, "tenant"), _document_rows, _documents),
+    _Kind(
+        "conversions",
+        lambda v: isinstance(v, ConversionSet),
+        lambda v: _head(v, "tenant"),
+        _conversion_rows,
+        _conversions,
+    ),
     _Kind(
         "chunks",
         lambda v: isinstance(v, ChunkSet),

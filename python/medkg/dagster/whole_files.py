@@ -28,7 +28,7 @@ def write_whole(path: UPath, content: bytes | memoryview) -> None:
     Raises:
         OSError: It cannot be written; what was there before is there still.
     """
-    if path.protocol not in _LOCAL:
+    if not is_local(path):
         path.fs.pipe_file(path.path, bytes(content))
         return
     target = Path(path.path)
@@ -50,6 +50,11 @@ def write_whole(path: UPath, content: bytes | memoryview) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def is_local(path: UPath) -> bool:
+    """Whether it is a file of this machine, and no object of a store."""
+    return path.protocol in _LOCAL
 
 
 def _umask() -> int:
