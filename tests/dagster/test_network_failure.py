@@ -79,7 +79,8 @@ def test_an_open_breaker_leaves_the_step_with_its_cooldown_as_the_wait(lab: Lab)
         services={
             "address": f"http://127.0.0.1:{free_port()}",
             "step_retries": 1,
-            "breaker": {"failures": 2, "cooldown": 3.0},
+            "breaker_failures": 2,
+            "breaker_cooldown": 3.0,
             **QUICK,
         },
     )

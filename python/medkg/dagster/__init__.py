@@ -14,6 +14,9 @@ except ModuleNotFoundError as _missing:
 from medkg.dagster.assets import medkg_assets
 from medkg.dagster.checks import medkg_asset_checks
 from medkg.dagster.choices import AnswersConfig, DocumentsConfig
+from medkg.dagster.clients import EmbeddingResource, GpuResource, RerankingResource, VectorResource
+from medkg.dagster.connection import MedkgConnection
+from medkg.dagster.connection_options import CacheConfig, CoalesceConfig, FallbackConfig, RegistryConfig, TlsConfig
 from medkg.dagster.conversion_assets import conversion_sensor
 from medkg.dagster.evaluation import EvaluationConfig, retrieval_evaluation
 from medkg.dagster.executor import GpuRunFailure, forkserver_executor, gpu_fail_fast
@@ -30,7 +33,7 @@ from medkg.dagster.outputs import (
     SetAside,
 )
 from medkg.dagster.pipeline import medkg_definitions
-from medkg.dagster.resource import BreakerConfig, GpuServicesResource, RetryConfig, RunServices, TlsConfig
+from medkg.dagster.resource import GpuServicesResource, RunServices
 from medkg.dagster.tenant import TENANT_TAG, TenantError, resolve_tenant
 from medkg.dagster.trace import EXTERNAL_TRACE_TAG, TRACEPARENT_TAG, resolve_trace, trace_id_of_run
 
@@ -41,26 +44,33 @@ __all__ = [
     "TRACEPARENT_TAG",
     "Answer",
     "AnswersConfig",
-    "BreakerConfig",
+    "CacheConfig",
     "ChunkSet",
+    "CoalesceConfig",
     "Conversion",
     "ConversionSet",
     "DocumentRecord",
     "DocumentSet",
     "DocumentsConfig",
+    "EmbeddingResource",
     "EmbeddingSet",
     "EvaluationConfig",
     "FailureClass",
+    "FallbackConfig",
+    "GpuResource",
     "GpuRunFailure",
     "GpuServicesResource",
     "IndexSummary",
+    "MedkgConnection",
     "Passage",
-    "RetryConfig",
+    "RegistryConfig",
+    "RerankingResource",
     "RunServices",
     "SetAside",
     "TableIOManager",
     "TenantError",
     "TlsConfig",
+    "VectorResource",
     "conversion_sensor",
     "forkserver_executor",
     "gpu_fail_fast",
