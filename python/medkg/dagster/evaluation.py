@@ -146,6 +146,7 @@ def retrieval_evaluation(
                 for system, ranked in rankings.items():
                     rows += [_row(query, system, ranking) for query, ranking in zip(group, ranked, strict=True)]
                 told(min(first + _GROUP, len(asked)), len(asked))
+            used = run.metadata()
         means = _means(rows)
         best = "reranked" if rerank else "vector"
         return dg.Output(
@@ -157,7 +158,7 @@ def retrieval_evaluation(
                 "medkg/queries": len(asked),
                 "medkg/model": found.model,
                 "medkg/model_digest": found.model_digest,
-                "medkg/trace_id": run.trace_id,
+                **used,
                 **{f"medkg/{name.replace(' ', '_')}": value for name, value in means.items()},
                 "medkg/quality": metadata.bars(means, title=f"Retrieval over {len(asked)} judged queries", top=1.0),
                 "medkg/worst": metadata.table(

@@ -56,6 +56,7 @@ def embeddings_asset(pipeline: Pipeline) -> dg.AssetsDefinition:
                 set_failing_aside=step.retry_number >= gpu_services.step_retries,
                 progress=log_progress(context, "chunks embedded"),
             )
+            used = run.metadata()
         report_set_aside(
             context, done.set_aside, left=len(done.chunks), what="embedding", may_be_empty=pipeline.may_be_empty
         )
@@ -72,8 +73,7 @@ def embeddings_asset(pipeline: Pipeline) -> dg.AssetsDefinition:
                 "medkg/dimension": model.dimension,
                 "medkg/texts_embedded": done.computed,
                 "medkg/chunks_reused": done.reused,
-                "medkg/trace_id": run.trace_id,
-                **metadata.usage(done.usage),
+                **used,
                 "medkg/document_similarity": previews.document_similarity(done.chunks, vectors),
                 "medkg/preview": previews.embeddings_table(done.chunks, vectors),
                 **metadata.set_aside(done.set_aside),
@@ -117,6 +117,7 @@ def vector_index_asset(pipeline: Pipeline) -> dg.AssetsDefinition:
             )
             stale = retrieval.stale_points(run, collection, embeddings.model_digest) if stored else 0
             now = run.vector.statistics(collection)
+            used = run.metadata()
         return dg.Output(
             IndexSummary(
                 tenant=run.tenant,
@@ -139,7 +140,6 @@ def vector_index_asset(pipeline: Pipeline) -> dg.AssetsDefinition:
                 "medkg/seconds": seconds_since(started),
                 "medkg/model": embeddings.model,
                 "medkg/model_digest": embeddings.model_digest,
-                "medkg/device": now.device,
                 "medkg/collection": collection,
                 "medkg/created": made.created,
                 "medkg/metric": now.metric,
@@ -150,7 +150,8 @@ def vector_index_asset(pipeline: Pipeline) -> dg.AssetsDefinition:
                 "medkg/stale": stale,
                 "medkg/disk_bytes": now.disk_bytes,
                 "medkg/device_bytes": now.device_bytes,
-                "medkg/trace_id": run.trace_id,
+                **used,
+                "medkg/device": now.device,
                 "medkg/preview": previews.points_table(stored),
             },
         )
@@ -191,6 +192,7 @@ def reranked_answers_asset(pipeline: Pipeline) -> dg.AssetsDefinition:
                 fusion=pipeline.fusion,
                 model=pipeline.reranking_model,
             )
+            used = run.metadata()
         return dg.Output(
             done.answers,
             metadata={
@@ -202,8 +204,7 @@ def reranked_answers_asset(pipeline: Pipeline) -> dg.AssetsDefinition:
                 "medkg/model": done.reranking_model or "none",
                 "medkg/fusion": pipeline.fusion,
                 "medkg/passages": sum(len(answer.passages) for answer in done.answers),
-                "medkg/trace_id": run.trace_id,
-                **metadata.usage(done.usage),
+                **used,
                 "medkg/answers": previews.answers_text(done.answers),
             },
         )

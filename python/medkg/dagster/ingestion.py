@@ -142,8 +142,6 @@ class Embedded:
     """Chunks whose text had a vector before."""
     dimension: int
     """Elements of a vector."""
-    usage: list[medkg.Usage]
-    """What each call cost."""
 
     @property
     def vectors(self) -> npt.NDArray[np.float32]:
@@ -183,7 +181,6 @@ def embed_chunks(
     digests = {chunk.chunk_id: content_sha256(chunk.embedding_text) for chunk in chunks}
     known = store.find(set(digests.values()))
     there = set(known)
-    usage: list[medkg.Usage] = []
     missing = [chunk for chunk in chunks if digests[chunk.chunk_id] not in known]
     failed: dict[str, SetAside] = {}
     refused: errors.MedkgError | None = None
@@ -213,7 +210,6 @@ def embed_chunks(
         else:
             require_same_model(model.digest, result, of="the chunks before")
             vectors = result.as_float32()
-            usage.append(result.usage)
             store.add(new, vectors, run_id=run_id)
             known.update((digest, Known(row, run_id)) for digest, row in zip(new, vectors, strict=True))
             progress(len(known) - len(there), len(missing))
@@ -228,7 +224,6 @@ def embed_chunks(
         computed=len(known) - len(there),
         reused=sum(digests[chunk.chunk_id] in there for chunk in whole),
         dimension=model.dimension,
-        usage=usage,
     )
 
 

@@ -46,15 +46,19 @@ def set_aside(failed: Sequence[SetAside]) -> dict[str, dg.MetadataValue]:
 
 
 def usage(used: Sequence[medkg.Usage]) -> dict[str, dg.MetadataValue]:
-    """Sum of what calls cost: tokens, batches, calls, retries, and seconds in the server's queue and on its device."""
+    """Sum of what calls cost: tokens, batches, requests, retries, cache hits, and seconds in queue, device and GPU."""
     return {
         "medkg/device": dg.MetadataValue.text(", ".join(sorted({one.device for one in used if one.device})) or "none"),
         "medkg/tokens": dg.MetadataValue.int(sum(one.tokens for one in used)),
         "medkg/batches": dg.MetadataValue.int(sum(one.batches for one in used)),
         "medkg/calls": dg.MetadataValue.int(sum(one.calls for one in used)),
         "medkg/retries": dg.MetadataValue.int(sum(one.retries for one in used)),
+        "medkg/cache_hits": dg.MetadataValue.int(sum(one.cache_hits for one in used)),
         "medkg/queue_seconds": dg.MetadataValue.float(round(math.fsum(one.queue_time for one in used), 4)),
         "medkg/compute_seconds": dg.MetadataValue.float(round(math.fsum(one.compute_time for one in used), 4)),
+        "medkg/gpu_seconds": dg.MetadataValue.float(
+            round(math.fsum(one.compute_time for one in used if "cuda" in one.device), 4)
+        ),
     }
 
 

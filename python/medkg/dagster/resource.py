@@ -1,10 +1,12 @@
 """The clients bound to a step, and `GpuServicesResource`, which gives all four."""
 
+import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import medkg
+from medkg.dagster.call_log import CallLog, devices, trace
 from medkg.dagster.connection import MedkgConnection
 from medkg.dagster.device_rule import refuse_cpu
 from medkg.dagster.failures import step_failures
@@ -14,6 +16,10 @@ from medkg.dagster.trace import resolve_trace
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import dagster as dg
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,16 @@ class RunServices:
     """Whose data the calls are for."""
     trace_id: str
     """The trace the server's spans and log lines carry."""
+    calls: CallLog = field(default_factory=lambda: CallLog(_log.debug))
+    """The calls of the step so far."""
+
+    def metadata(self) -> "dict[str, dg.MetadataValue]":
+        """What a person wants to see of an asset or op that used these clients, for its output's metadata.
+
+        Usage (calls, texts, tokens, cache hits, retries, batches, seconds in the queue and on the device), a picture of
+        the calls' latencies, the server's devices, and the trace. To be asked inside `for_run`.
+        """
+        return {**self.calls.metadata(), **devices(self.gpu), **trace(self.trace_id)}
 
 
 @contextmanager
@@ -57,18 +73,20 @@ def run_services(
     with step_failures(context, max_retries=connection.step_retries):
         step = StepIdentity.of(context)
         owner = resolve_tenant(step, explicit=tenant, default=connection.tenant)
-        trace = resolve_trace(step)
+        found = resolve_trace(step)
         services = connection.services_of(owner)
-        with medkg.context(tenant=owner, traceparent=trace.traceparent, tracestate=trace.tracestate):
+        with medkg.context(tenant=owner, traceparent=found.traceparent, tracestate=found.tracestate):
             if connection.require_gpu:
                 refuse_cpu(services)
+            calls = CallLog(context.log.debug)
             yield RunServices(
-                embedding=services.embedding,
-                reranking=services.reranking,
-                vector=services.vector,
-                gpu=services.gpu,
+                embedding=calls.watch("embedding", services.embedding),
+                reranking=calls.watch("reranking", services.reranking),
+                vector=calls.watch("vector", services.vector),
+                gpu=calls.watch("gpu", services.gpu),
                 tenant=owner,
-                trace_id=trace.trace_id,
+                trace_id=found.trace_id,
+                calls=calls,
             )
 
 

@@ -81,8 +81,6 @@ class Answering:
 
     answers: list[Answer]
     """In the order of the questions."""
-    usage: list[medkg.Usage]
-    """Of embedding, and of reranking if anything was found."""
     reranking_model: str | None
     """The model that ordered the passages; None if nothing was found."""
     seconds: dict[str, float]
@@ -95,8 +93,6 @@ class Searched:
 
     hits: list[list[medkg.Hit]]
     """Points for each question, nearest first."""
-    usage: medkg.Usage
-    """Of embedding the questions."""
     times: list[float]
     """Readings of the clock before embedding, between the two, and after searching."""
 
@@ -114,7 +110,7 @@ def search(questions: Sequence[str], index: IndexSummary, run: RunServices, *, c
     same_weights = Equals(_DIGEST_FIELD, index.model_digest) if index.stale else None
     queries = np.ascontiguousarray(embedded.vectors, dtype=np.float32)
     hits = run.vector.search(index.collection, queries, k=candidates, filter=same_weights)
-    return Searched(hits, embedded.usage, [*times, time.perf_counter()])
+    return Searched(hits, [*times, time.perf_counter()])
 
 
 def answer_questions(
@@ -144,10 +140,10 @@ def answer_questions(
     from medkg import RerankQuery  # noqa: PLC0415 - the other names of medkg are only types here
 
     searched = search(questions, index, run, candidates=candidates)
-    found, used, times = searched.hits, searched.usage, searched.times
+    found, times = searched.hits, searched.times
     asked = [number for number, hits in enumerate(found) if hits]
     if not asked:
-        return Answering([Answer(question, ()) for question in questions], [used], None, _parts(times))
+        return Answering([Answer(question, ()) for question in questions], None, _parts(times))
     reranked = run.reranking.rerank_batch(
         [
             RerankQuery(
@@ -168,7 +164,6 @@ def answer_questions(
     }
     return Answering(
         answers=[Answer(question, passages.get(n, ())) for n, question in enumerate(questions)],
-        usage=[used, reranked.usage],
         reranking_model=reranked.model,
         seconds=_parts(times),
     )
