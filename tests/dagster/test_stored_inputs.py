@@ -1,6 +1,7 @@
 """Assets that are launched alone: what the runs before them stored has to fit together."""
 
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -37,10 +38,12 @@ class Stored(dg.IOManager):
         return self._values[context.asset_key.path[-1]]
 
 
-def materialize_alone(name: str, server: LocalServer, **stored: Any) -> dg.ExecuteInProcessResult:
+def materialize_alone(
+    name: str, server: LocalServer, *, collection: str = "stored", **stored: Any
+) -> dg.ExecuteInProcessResult:
     """Materializes one asset; its inputs are what a test says is stored."""
 
-    assets = medkg_assets(documents=(), questions=["What is gout?"], collection="stored")
+    assets = medkg_assets(documents=(), questions=["What is gout?"], collection=collection)
     return dg.materialize(
         assets,
         selection=[name],
@@ -70,6 +73,7 @@ def embeddings(server: LocalServer) -> EmbeddingSet:
     return made
 
 
+@pytest.mark.requirement("observability 2.3")
 def test_embeddings_of_the_stored_chunks_are_indexed(server: LocalServer, embeddings: EmbeddingSet) -> None:
     result = materialize_alone("vector_index", server, chunks=chunk_set("gout", "asthma"), embeddings=embeddings)
     assert result.output_for_node("vector_index").inserted == 2
@@ -95,6 +99,34 @@ def test_questions_are_not_compared_with_vectors_of_other_weights(
     reason = refused(materialize_alone("reranked_answers", server, vector_index=other))
     assert "0" * 64 in reason
     assert embeddings.model_digest in reason
+
+
+def test_points_of_other_weights_are_counted_and_left_out_of_answers(
+    server: LocalServer, embeddings: EmbeddingSet
+) -> None:
+    def materialize(name: str, **stored: Any) -> Any:
+        result = materialize_alone(name, server, collection="two-models", **stored)
+        return result.output_for_node(name)
+
+    chunks = chunk_set("gout", "asthma")
+    older = replace(embeddings, model_digest="0" * 64)
+    assert materialize("vector_index", chunks=chunks, embeddings=older).stale == 0
+    # One of the two documents is indexed again, by the weights that the server has now.
+    kept = chunk_set("gout")
+    again = replace(
+        embeddings, chunk_ids=embeddings.chunk_ids[:1], vectors=embeddings.vectors[:1], chunks_digest=kept.digest
+    )
+    index = materialize("vector_index", chunks=kept, embeddings=again)
+    assert (index.points, index.stale, index.replaced) == (2, 1, 1)
+    (answer,) = materialize("reranked_answers", vector_index=index)
+    assert [passage.document_id for passage in answer.passages] == ["gout"]
+
+
+def test_assets_are_fresh_for_as_long_as_was_asked_for() -> None:
+    assets = medkg_assets(documents=(), freshness=timedelta(days=1))
+    policies = {policy for asset in assets for policy in (spec.freshness_policy for spec in asset.specs)}
+    assert policies == {dg.FreshnessPolicy.time_window(fail_window=timedelta(days=1))}
+    assert {spec.freshness_policy for asset in medkg_assets(documents=()) for spec in asset.specs} == {None}
 
 
 @pytest.mark.parametrize("candidates", [0, 1025])

@@ -17,7 +17,18 @@ from upath import UPath
 
 from medkg.chunking import Chunk
 from medkg.chunking.chunk import BoundingBox
-from medkg.dagster import Answer, ChunkSet, DocumentRecord, DocumentSet, EmbeddingSet, IndexSummary, Passage, SetAside
+from medkg.dagster import (
+    Answer,
+    ChunkSet,
+    Conversion,
+    ConversionSet,
+    DocumentRecord,
+    DocumentSet,
+    EmbeddingSet,
+    IndexSummary,
+    Passage,
+    SetAside,
+)
 from medkg.dagster.io_manager import TableIOManager
 from medkg.dagster.whole_files import write_whole
 
@@ -37,6 +48,9 @@ PASSAGE = Passage(1, 2.5, 1.5, 0.9, 3, "gout:00000:1", "gout", "Gout", "gout.md"
 OUTPUTS: dict[str, Any] = {
     "documents": DocumentSet(
         "clinic", [DocumentRecord("gout", "gout.md", "/d/gout.md", "text/markdown", "f", 9)], ASIDE
+    ),
+    "conversions": ConversionSet(
+        "clinic", [Conversion(DocumentRecord("g", "g.pdf", "/d/g.pdf", "application/pdf", "f", 9), "task-1")], []
     ),
     "chunks": ChunkSet("clinic", [CHUNK, PLAIN], "minilm", 256, ASIDE),
     "embeddings": EMBEDDED,

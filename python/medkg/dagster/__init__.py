@@ -25,6 +25,8 @@ from medkg.dagster.io_manager import TableIOManager
 from medkg.dagster.outputs import (
     Answer,
     ChunkSet,
+    Conversion,
+    ConversionSet,
     DocumentRecord,
     DocumentSet,
     EmbeddingSet,
