@@ -20,7 +20,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from medkg.chunking.chunk import BoundingBox, Chunk
+from medkg.chunking.chunk import BoundingBox, Chunk, Strategy
 from medkg.chunking.errors import DoclingServeUnavailableError, DocumentError, MissingExtraError
 from medkg.chunking.report import ChunkedDocument, ChunkingReport, DocumentFailure
 
@@ -35,9 +35,11 @@ if TYPE_CHECKING:
         load_document,
     )
     from medkg.chunking.pipeline import chunk_documents
+    from medkg.chunking.sections import SECTION_KINDS, section_kind
     from medkg.chunking.tokenizer import ModelTokenizer
 
 __all__ = [
+    "SECTION_KINDS",
     "BoundingBox",
     "Chunk",
     "ChunkedDocument",
@@ -50,23 +52,27 @@ __all__ = [
     "MissingExtraError",
     "ModelTokenizer",
     "SourceDocument",
+    "Strategy",
     "chunk_documents",
     "discover",
     "document_id_of",
     "identify",
     "load_document",
+    "section_kind",
 ]
 
 _LAZY = {
     "Chunker": "medkg.chunking.chunker",
     "DocumentIdentity": "medkg.chunking.loading",
     "ModelTokenizer": "medkg.chunking.tokenizer",
+    "SECTION_KINDS": "medkg.chunking.sections",
     "SourceDocument": "medkg.chunking.loading",
     "chunk_documents": "medkg.chunking.pipeline",
     "discover": "medkg.chunking.loading",
     "document_id_of": "medkg.chunking.loading",
     "identify": "medkg.chunking.loading",
     "load_document": "medkg.chunking.loading",
+    "section_kind": "medkg.chunking.sections",
 }
 
 

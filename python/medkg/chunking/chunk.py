@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+Strategy = Literal["hybrid", "hierarchical", "clinical"]
+"""How documents are cut; see `Chunker`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +42,16 @@ class Chunk:
         ordinal: place in the document, from 0.
         text: the passage itself; what a reader is shown.
         embedding_text: the passage under its headings; what is embedded.
-        headings: every heading above the passage, outermost first, in full.
+        headings: every heading above the passage, outermost first, in full; where a chunk spans sub-headings, those
+            above all of it.
         page: first page the passage touches; None when the format has no pages.
         pages: every page it touches, ascending.
         bounding_boxes: where it lies on those pages, in reading order.
         item_refs: the Docling items it is made of, such as "#/texts/12".
         token_count: tokens of `embedding_text`, special tokens included; never above the model's limit.
         document_sha256: of the document's file, in hex: which version the passage is of.
+        section: kind of the section it stands in, one of `medkg.chunking.SECTION_KINDS`.
+        overlap: characters at the beginning of `text` that repeat the end of the chunk before.
     """
 
     chunk_id: str
@@ -62,6 +68,8 @@ class Chunk:
     item_refs: tuple[str, ...]
     token_count: int
     document_sha256: str = ""
+    section: str = "other"
+    overlap: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Give the chunk as a JSON-safe dict: lists in place of tuples."""

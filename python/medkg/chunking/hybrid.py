@@ -72,6 +72,10 @@ class BoundedHybridChunker(HybridChunker):
             self._contexts[key] = self._shorten(key)
         return self._contexts[key]
 
+    def forget(self) -> None:
+        """Drop what is remembered of the documents so far: their headings would pile up."""
+        self._contexts.clear()
+
     def contextualize(self, chunk: BaseChunk) -> str:
         """Give the text that is embedded: the chunk under its headings."""
         headings = chunk.meta.headings if isinstance(chunk.meta, DocMeta) else None

@@ -104,5 +104,17 @@ class ModelTokenizer(BaseTokenizer):
             limit -= 1
         return ""
 
+    def tail(self, text: str, limit: int) -> str:
+        """Give the longest end of `text`, cut before a word, that counts at most `limit` tokens; maybe nothing."""
+        offsets = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        if len(offsets) <= limit:
+            return text
+        cut = offsets[-limit][0] if limit > 0 else len(text)
+        while 0 < cut < len(text) and not text[cut - 1].isspace():
+            cut += 1
+        while cut < len(text) and self.count_tokens(text[cut:]) > limit:
+            cut = next((at + 1 for at in range(cut, len(text)) if text[at].isspace()), len(text))
+        return text[cut:]
+
     def _count_uncached(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
