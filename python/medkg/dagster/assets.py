@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 import dagster as dg
 
+from medkg.chunking import Strategy
 from medkg.dagster import ingestion, metadata, previews
 from medkg.dagster.asset_rules import find_model, log_progress, report_set_aside, require_tenant, seconds_since
 from medkg.dagster.choices import DocumentsConfig, Pipeline
@@ -34,7 +35,7 @@ def medkg_assets(
     collection: str = "literature",
     embedding_model: str | None = None,
     reranking_model: str | None = None,
-    strategy: Literal["hybrid", "hierarchical"] = "hybrid",
+    strategy: Strategy = "hybrid",
     candidates: int = 30,
     top_n: int = 5,
     fusion: Literal["none", "standardized_sum"] = "standardized_sum",
@@ -57,7 +58,7 @@ def medkg_assets(
         collection: Vector collection that holds the chunks, of the run's tenant.
         embedding_model: Name of the embedding model; None is the server's default.
         reranking_model: Name of the reranking model; None is the server's default.
-        strategy: How documents are chunked: `hybrid` or `hierarchical`.
+        strategy: How documents are chunked: `hybrid`, `hierarchical`, or `clinical`: by section.
         candidates: Passages found by vector for each question, 1 to 1,024: what the reranker takes of one question.
         top_n: Passages kept for each question after reranking.
         fusion: `none` orders by the reranker alone; `standardized_sum` adds its score and the similarity.

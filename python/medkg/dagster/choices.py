@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 import dagster as dg
 from pydantic import Field
 
+from medkg.chunking import Strategy
 from medkg.dagster.partitions import TENANT_PLACE, DocumentPartitions
 from medkg.dagster.step import StepContext, StepIdentity
 
@@ -40,7 +41,7 @@ class Pipeline:
     collection: str
     embedding_model: str | None
     reranking_model: str | None
-    strategy: Literal["hybrid", "hierarchical"]
+    strategy: Strategy
     candidates: int
     top_n: int
     fusion: Literal["none", "standardized_sum"]

@@ -228,6 +228,7 @@ def _payload(chunk: Chunk) -> dict[str, object]:
         "document_sha256": chunk.document_sha256,
         "source": str(chunk.source),
         "headings": list(chunk.headings),
+        "section": chunk.section,
         "page": chunk.page,
         "text": chunk.text,
     }
