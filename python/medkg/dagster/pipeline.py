@@ -10,13 +10,17 @@ from medkg.dagster.assets import medkg_assets
 from medkg.dagster.checks import medkg_asset_checks
 from medkg.dagster.choices import RESOURCE_KEY
 from medkg.dagster.conversion_assets import conversion_sensor
+from medkg.dagster.environment import services_of
 from medkg.dagster.executor import forkserver_executor, gpu_fail_fast
 from medkg.dagster.io_manager import TableIOManager
 from medkg.dagster.resource import GpuServicesResource
+from medkg.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from os import PathLike
+
+    from medkg.dagster.environment import Environment
 
 JOB_NAME = "literature"
 
@@ -24,6 +28,8 @@ JOB_NAME = "literature"
 def medkg_definitions(
     *,
     documents: str | PathLike[str] | Sequence[str | PathLike[str]],
+    env: Environment | None = None,
+    config: str | PathLike[str] | None = None,
     services: GpuServicesResource | None = None,
     storage: str | None = None,
     executor: dg.ExecutorDefinition = forkserver_executor,
@@ -38,14 +44,25 @@ def medkg_definitions(
 
     Args:
         documents: Files or folders of documents.
-        services: The resource; by default the address in the environment variable `MEDKG_ADDRESS`, and no tenant:
-            each run then names one in its tag `medkg/tenant_id`.
+        env: `dev`, `staging` or `prod`: how gpu-server is reached is then said by TOML files and the environment, and
+            prod refuses plaintext, CPUs and defaults (`medkg.dagster.environment`).
+        config: Folder of `dev.toml`, `staging.toml` and `prod.toml`.
+        services: The resource, instead of `env`; by default the address in the environment variable `MEDKG_ADDRESS`,
+            and no tenant: each run then names one in its tag `medkg/tenant_id`.
         storage: Folder or address (`s3://...`) of the assets' tables and of the vectors that are there already; by
             default in the Dagster instance's storage.
         executor: Runs the steps; wrapped in `gpu_fail_fast`.
         job_name: Name of the job.
         **assets: Anything else `medkg_assets` takes.
+
+    Raises:
+        medkg.ConfigError: Arguments or the environment cannot be used; of the environment every problem is listed.
     """
+    if env is not None:
+        if services is not None:
+            msg = "env, services: give one of them; env makes the resource out of its file"
+            raise ConfigError(msg)
+        services = services_of(env, config, pipeline=assets)
     pipeline = medkg_assets(documents=documents, **{"storage": storage, **assets})
     return dg.Definitions(
         assets=pipeline,
