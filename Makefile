@@ -50,7 +50,7 @@ format: ## formats Rust, Python and proto files
 	@ops/dev/setup.sh dev
 	@$(ENV) cargo fmt --all && buf format -w proto && $(PY) -m ruff format . && $(PY) -m ruff check --fix-only .
 
-bench: setup ## gpu-server and the client against their peers; SUITE=engine|client|vectors for one; BENCH_ARGS=--full
+bench: setup ## gpu-server and the client against their peers; SUITE=engine|client|vectors|dagster for one; BENCH_ARGS=--full
 	@ops/dev/setup.sh reference
 	@ops/dev/setup.sh peers || echo "bench: some peers cannot be installed; the table says which were not measured"
 	@$(ENV) $(PY) -m bench $(SUITE) $(BENCH_ARGS)

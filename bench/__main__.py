@@ -1,4 +1,4 @@
-"""`make bench`, or `make bench SUITE=engine|client|vectors`: measures, writes bench/results and docs/performance.md.
+"""`make bench`, or `make bench SUITE=engine` (client, vectors, dagster): writes bench/results and docs/performance.md.
 
 The exit status is 0 whether or not a bar holds: the table says it. Ctrl-C ends every process that was started.
 """
@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench import client, engine, report, vectors
+from bench import client, dagster, engine, report, vectors
 from bench.machine import commit, machine
 from bench.suite import FULL, QUICK
 
 ROOT = Path(__file__).resolve().parents[1]
-SUITES = ("engine", "client", "vectors")
+SUITES = ("engine", "client", "vectors", "dagster")
 RERANKER = ROOT / "gpu-server" / "models" / "medkg-reranker-minilm"
 
 
@@ -67,6 +67,11 @@ def run(suite: str, options: argparse.Namespace, say: Any) -> dict[str, Any]:
         rows, versions = vectors.measure(binary, rounds=options.rounds or 5, folder=folder, say=say)
         size = f"{vectors.POINTS:,} x {vectors.DIMENSION} vectors, k = {vectors.K}, {options.rounds or 5} rounds"
         return {"mode": size, "versions": versions, "rows": [row.as_json() for row in rows]}
+    if suite == "dagster":
+        model = Path(os.environ["MEDKG_TEST_MODEL_DIR"])
+        rows = dagster.measure(binary, model, folder=ROOT / "build" / "bench", say=say)
+        mode = f"{dagster.DOCUMENTS:,} documents in {dagster.BATCHES} batches"
+        return {"mode": mode, "rows": [row.as_json() for row in rows]}
     plan = FULL if options.full else QUICK
     if options.rounds:
         plan = replace(plan, rounds=options.rounds)
