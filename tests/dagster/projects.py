@@ -17,6 +17,7 @@ from medkg.dagster import (
     TableIOManager,
     forkserver_executor,
     gpu_fail_fast,
+    gpu_failure_hook,
     medkg_assets,
 )
 
@@ -71,7 +72,18 @@ def raw_embed_beside_a_sibling(context: dg.OpExecutionContext, gpu_services: Gpu
     gpu_services.connect().embedding.embed(["acute kidney injury"])
 
 
-@dg.op(pool="gpu")
+@dg.op(retry_policy=dg.RetryPolicy(max_retries=3), pool="gpu")
+def embed_until_the_gpu_is_lost(context: dg.OpExecutionContext, gpu_services: GpuServicesResource) -> None:
+    """Calls the server over and over while its sibling is at work; would be retried by its policy."""
+    mark(context, "embed")
+    wait_for_mark(context, "sibling")
+    with gpu_services.for_run(context) as run:
+        while True:
+            run.embedding.embed(["acute kidney injury"])
+            mark(context, "embedded")
+
+
+@dg.op(retry_policy=dg.RetryPolicy(max_retries=3), pool="gpu")
 def sibling(context: dg.OpExecutionContext) -> str:
     """Works, with nothing to do with the GPU failure, for longer than the test lasts."""
     mark(context, "sibling")
@@ -106,6 +118,59 @@ def stock_gpu_job() -> dg.JobDefinition:
         after_sibling(sibling())
 
     return stock_gpu_failure
+
+
+def _lost_gpu(name: str, executor: dg.ExecutorDefinition, hooks: set[dg.HookDefinition]) -> dg.JobDefinition:
+    @dg.job(name=name, executor_def=executor, resource_defs={"gpu_services": GpuServicesResource()}, hooks=hooks)
+    def lost() -> None:
+        embed_until_the_gpu_is_lost()
+        after_sibling(sibling())
+
+    return lost
+
+
+def lost_gpu_job() -> dg.JobDefinition:
+    """A GPU that is lost while siblings work."""
+    return _lost_gpu("lost_gpu", QUICK, set())
+
+
+def lost_gpu_in_process_job() -> dg.JobDefinition:
+    """The same where the steps run one after the other in one process."""
+    return _lost_gpu("lost_gpu_in_process", gpu_fail_fast(dg.in_process_executor), set())
+
+
+def lost_gpu_stock_job() -> dg.JobDefinition:
+    """The same under an executor of Dagster's own, with the hook."""
+    return _lost_gpu("lost_gpu_stock", forkserver_executor, {gpu_failure_hook})
+
+
+def lost_gpu_unguarded_job() -> dg.JobDefinition:
+    """The same with nothing that ends the run: a step fails, its sibling works on."""
+    return _lost_gpu("lost_gpu_unguarded", forkserver_executor, set())
+
+
+@dg.op
+def fail() -> None:
+    """Fails for a reason of its own."""
+    raise RuntimeError("no fault of the GPU")
+
+
+def plain_failure_job() -> dg.JobDefinition:
+    """A run that the daemon launches again."""
+
+    @dg.job(executor_def=dg.in_process_executor)
+    def plain_failure() -> None:
+        fail()
+
+    return plain_failure
+
+
+@dg.run_failure_sensor(minimum_interval_seconds=1, default_status=dg.DefaultSensorStatus.RUNNING)
+def tells_failures(context: dg.RunFailureSensorContext) -> None:
+    """Leaves a mark for each run that failed."""
+    marks = context.dagster_run.tags.get(MARKS_TAG)
+    if marks:
+        Path(marks, f"sensor-{context.dagster_run.run_id}").write_text(context.failure_event.message or "")
 
 
 def raw_gpu_job() -> dg.JobDefinition:
@@ -200,3 +265,17 @@ def blocked_job() -> dg.JobDefinition:
         blocked_call()
 
     return blocked
+
+
+@dg.repository(name="__repository__")
+def deployment() -> list[dg.JobDefinition | dg.SensorDefinition]:
+    """What the webserver and the daemon load."""
+    jobs = (
+        lost_gpu_job,
+        lost_gpu_in_process_job,
+        lost_gpu_stock_job,
+        lost_gpu_unguarded_job,
+        plain_failure_job,
+        blocked_job,
+    )
+    return [*(make() for make in jobs), tells_failures]

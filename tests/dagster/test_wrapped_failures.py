@@ -6,10 +6,12 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.definitions.reconstruct import ReconstructableJob
 
 import medkg
-from medkg.dagster import step_failures
+from medkg.dagster import gpu_fail_fast, step_failures
 from medkg.dagster.executor import _gpu_failure
+from medkg.dagster.failure_events import failure_class_of
 
 
 def lost() -> medkg.GpuLostError:
@@ -106,3 +108,35 @@ def test_a_wrapped_fault_of_the_network_is_retried_and_an_error_of_ones_own_goes
     reported = failed.step_failure_data.user_failure_data
     assert reported is not None
     assert reported.description == "mine"
+
+
+@dg.resource
+def pinged(_: dg.InitResourceContext) -> None:
+    """A resource that calls the GPU while it starts, which medkg's own never does."""
+    raise lost()
+
+
+def needs_pinged_job() -> dg.JobDefinition:
+    """One step that needs the resource; under the multiprocess executor its failed start is a failure of the step."""
+
+    @dg.op(required_resource_keys={"pinged"})
+    def needs_it() -> None:
+        """Never starts."""
+
+    @dg.job(resource_defs={"pinged": pinged}, executor_def=gpu_fail_fast(dg.multiprocess_executor))
+    def job() -> None:
+        needs_it()
+
+    return job
+
+
+def test_a_resource_that_fails_to_start_is_no_gpu_failure() -> None:
+    job = ReconstructableJob.for_file(__file__, "needs_pinged_job")
+    with dg.DagsterInstance.local_temp(overrides={"telemetry": {"enabled": False}}) as instance:
+        result = dg.execute_job(job, instance=instance, raise_on_error=False)
+        (failed,) = (event for event in result.all_events if event.is_step_failure)
+        assert failure_class_of(failed) is None
+        run = instance.get_run_by_id(result.run_id)
+        assert run is not None
+        assert run.status is dg.DagsterRunStatus.FAILURE
+        assert "dagster/max_retries" not in run.tags

@@ -11,6 +11,7 @@ except ModuleNotFoundError as _missing:
     _msg = "medkg.dagster needs dagster, which is not installed: pip install 'medkg[dagster]'"
     raise ModuleNotFoundError(_msg, name="dagster") from _missing
 
+from medkg.dagster.alerts import Alert, AlertChannel, AlertError, EmailAlerts, SlackAlerts, WebhookAlerts
 from medkg.dagster.assets import medkg_assets
 from medkg.dagster.checks import medkg_asset_checks
 from medkg.dagster.choices import AnswersConfig, DocumentsConfig
@@ -36,6 +37,8 @@ from medkg.dagster.outputs import (
 )
 from medkg.dagster.pipeline import medkg_definitions
 from medkg.dagster.resource import GpuServicesResource, RunServices
+from medkg.dagster.run_failure import fail_run, gpu_failure_hook
+from medkg.dagster.sensors import failed_run_alerts, gpu_health_sensor, performance_sensor
 from medkg.dagster.tenant import TENANT_TAG, TenantError, resolve_tenant
 from medkg.dagster.trace import EXTERNAL_TRACE_TAG, TRACEPARENT_TAG, resolve_trace, trace_id_of_run
 
@@ -44,6 +47,9 @@ __all__ = [
     "FAILURE_CLASS_KEY",
     "TENANT_TAG",
     "TRACEPARENT_TAG",
+    "Alert",
+    "AlertChannel",
+    "AlertError",
     "Answer",
     "AnswersConfig",
     "CacheConfig",
@@ -54,6 +60,7 @@ __all__ = [
     "DocumentRecord",
     "DocumentSet",
     "DocumentsConfig",
+    "EmailAlerts",
     "EmbeddingResource",
     "EmbeddingSet",
     "EvaluationConfig",
@@ -69,16 +76,23 @@ __all__ = [
     "RerankingResource",
     "RunServices",
     "SetAside",
+    "SlackAlerts",
     "TableIOManager",
     "TenantError",
     "TlsConfig",
     "VectorResource",
+    "WebhookAlerts",
     "conversion_sensor",
+    "fail_run",
+    "failed_run_alerts",
     "forkserver_executor",
     "gpu_fail_fast",
+    "gpu_failure_hook",
+    "gpu_health_sensor",
     "medkg_asset_checks",
     "medkg_assets",
     "medkg_definitions",
+    "performance_sensor",
     "resolve_tenant",
     "resolve_trace",
     "retrieval_evaluation",

@@ -32,7 +32,9 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
-from medkg.dagster.failures import FAILURE_CLASS_KEY, FailureClass, gpu_failure_title
+from medkg.dagster.failure_events import failure_class_of, failure_message
+from medkg.dagster.failures import FailureClass, gpu_run_failure_message
+from medkg.dagster.run_failure import NO_RELAUNCH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -42,10 +44,7 @@ if TYPE_CHECKING:
     from dagster._core.execution.plan.plan import ExecutionPlan
     from dagster._core.execution.retries import RetryMode
     from dagster._core.execution.step_dependency_config import StepDependencyConfig
-    from dagster_shared.error import SerializableErrorInfo
 
-_NO_RELAUNCH: Final = {"dagster/max_retries": "0"}
-_GPU_ERRORS: Final = frozenset({"GpuNotAvailableError", "GpuLostError", "GpuOutOfMemoryError"})
 _CHILD_EXIT_WAIT: Final = 10.0
 
 
@@ -109,15 +108,20 @@ class _FailFastExecutor(dg.Executor):
         children_before = set(multiprocessing.active_children())
         events = iter(self._inner.execute(plan_context, execution_plan))
         failure: GpuRunFailure | None = None
+        not_started: str | None = None
         try:
             for event in events:
                 yield event
                 if failure is not None:
                     continue
+                if event.is_resource_init_failure or (not_started is not None and event.step_key == not_started):
+                    # What comes next is the step's failure for it. It asked the GPU for nothing: never a GPU failure.
+                    not_started = event.step_key if event.is_resource_init_failure else None
+                    continue
                 failure = _gpu_failure(event)
                 if failure is None:
                     continue
-                plan_context.instance.add_run_tags(plan_context.run_id, _NO_RELAUNCH)
+                plan_context.instance.add_run_tags(plan_context.run_id, NO_RELAUNCH)
                 if _dagster_handles_sigterm():
                     _interrupt_children(children_before, failed=event.pid)
                     signal.raise_signal(signal.SIGTERM)
@@ -141,32 +145,9 @@ def _gpu_failure(event: dg.DagsterEvent) -> GpuRunFailure | None:
 
     A step that lets medkg's error through as it is counts too, also when a `RetryPolicy` is about to run it again.
     """
-    if event.is_step_failure:
-        data = event.step_failure_data
-        error = data.error
-        reported = data.user_failure_data
-        if reported is not None:
-            failure_class = reported.metadata.get(FAILURE_CLASS_KEY)
-            if failure_class is not None and failure_class.value == FailureClass.GPU.value:
-                return _failure_of(event, reported.description)
-    elif event.is_step_up_for_retry:
-        error = event.step_retry_data.error
-    else:
+    if failure_class_of(event) is not FailureClass.GPU:
         return None
-    seen: list[SerializableErrorInfo | None] = [error]
-    for error in seen:
-        if error is None:
-            continue
-        if error.cls_name in _GPU_ERRORS:
-            return _failure_of(event, error.message)
-        seen.extend((error.cause, error.context))  # context: what was being handled when it was raised
-    return None
-
-
-def _failure_of(event: dg.DagsterEvent, description: str | None) -> GpuRunFailure:
-    title = gpu_failure_title(event.step_key or "unknown")
-    detail = (description or "").removeprefix(title).removeprefix(":").strip()
-    return GpuRunFailure(f"{title}: run failed, no retry. {detail}".rstrip())
+    return GpuRunFailure(gpu_run_failure_message(event.step_key or "unknown", failure_message(event)))
 
 
 def _dagster_handles_sigterm() -> bool:

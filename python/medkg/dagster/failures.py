@@ -68,6 +68,11 @@ class FailureClass(str, Enum):
 
 def classify(error: errors.MedkgError | TenantError) -> FailureClass:
     """The class of a failed call."""
+    return classify_type(type(error))
+
+
+def classify_type(error: type[Exception]) -> FailureClass:
+    """The class of a failed call, where only the type of its error is known."""
     for kinds, failure_class in (
         ((errors.GpuNotAvailableError,), FailureClass.GPU),
         ((errors.ServiceUnavailableError, errors.ServiceTimeoutError, errors.RateLimitedError), FailureClass.NETWORK),
@@ -75,7 +80,7 @@ def classify(error: errors.MedkgError | TenantError) -> FailureClass:
         ((errors.ConfigError, TenantError), FailureClass.CONFIGURATION),
         ((errors.ValidationError, errors.NotFoundError, errors.AlreadyExistsError), FailureClass.INPUT),
     ):
-        if isinstance(error, kinds):
+        if issubclass(error, kinds):
             return failure_class
     return FailureClass.SERVICE
 
@@ -113,7 +118,7 @@ def step_failures(context: StepContext | None = None, *, max_retries: int = STEP
         raise dg.RetryRequested(max_retries=max_retries, seconds_to_wait=_wait(step, error)) from failure
 
 
-def _behind(raised: Exception) -> errors.MedkgError | TenantError | None:
+def _behind(raised: BaseException) -> errors.MedkgError | TenantError | None:
     """The failed call that an exception tells of: a GPU failure wherever it hides, else the outermost one."""
     if isinstance(raised, dg.Failure) and FAILURE_CLASS_KEY in raised.metadata:
         return None  # made here already, by a block inside this one
@@ -160,6 +165,20 @@ def failure_metadata(error: Exception) -> Mapping[str, dg.MetadataValue]:
 def gpu_failure_title(step_key: str) -> str:
     """How every report of a GPU failure opens."""
     return f"GPU failure in step {step_key}"
+
+
+def gpu_run_failure_message(step_key: str, description: str) -> str:
+    """Why a run was ended for a step's GPU failure: names the step, the GPU's state, the server and the request."""
+    title = gpu_failure_title(step_key)
+    return f"{title}: run failed, no retry. {description.removeprefix(title).removeprefix(':').strip()}".rstrip()
+
+
+def is_gpu_failure(raised: BaseException) -> bool:
+    """Whether a step's exception tells of the GPU: a failure of that class, or one that hides a medkg error of it."""
+    if isinstance(raised, dg.Failure) and FAILURE_CLASS_KEY in raised.metadata:
+        return raised.metadata[FAILURE_CLASS_KEY].value == FailureClass.GPU.value
+    error = _behind(raised)
+    return error is not None and classify(error) is FailureClass.GPU
 
 
 def _failure(step: StepIdentity, error: errors.MedkgError | TenantError, raised: Exception) -> dg.Failure:
