@@ -16,6 +16,7 @@ from medkg.dagster.assets import medkg_assets
 from medkg.dagster.checks import medkg_asset_checks
 from medkg.dagster.choices import AnswersConfig, DocumentsConfig
 from medkg.dagster.clients import EmbeddingResource, GpuResource, RerankingResource, VectorResource
+from medkg.dagster.component import MedkgPipelineComponent
 from medkg.dagster.connection import MedkgConnection
 from medkg.dagster.connection_options import CacheConfig, CoalesceConfig, FallbackConfig, RegistryConfig, TlsConfig
 from medkg.dagster.conversion_assets import conversion_sensor
@@ -71,6 +72,7 @@ __all__ = [
     "GpuServicesResource",
     "IndexSummary",
     "MedkgConnection",
+    "MedkgPipelineComponent",
     "Passage",
     "RegistryConfig",
     "RerankingResource",
