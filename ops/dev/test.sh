@@ -27,6 +27,8 @@ tests="$(cargo test --release --locked --workspace --bin gpu-server --no-run --m
 timeout --signal=INT --kill-after=60 "${MEDKG_TEST_LIMIT:-40m}" .venv/bin/python -m pytest -n "${MEDKG_TEST_WORKERS:-2}" --dist loadscope --junitxml build/junit-python.xml "${select[@]}" \
     2>&1 | tee build/python.log || status=1
 
+[ "${1:-}" != "--slow" ] || ops/dev/free-threaded.sh || status=1
+
 echo
 grep -E '^ *Summary|^test result' build/rust.log | tail -n 1
 tail -n 1 build/python.log
