@@ -1,4 +1,4 @@
-"""The dagster suite: 10,000 seeded documents through the pipeline, killed half-way and started again."""
+"""The dagster suite: typed contracts; 10,000 seeded documents through the pipeline, killed half-way and resumed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 import medkg
+from bench import contracts
 from bench.backfill import COLLECTION, Backfill, kill_and_resume, rows
 from bench.measure import CandidateError, Row, missing
 from medkg.local import LocalServer, LocalServerError
@@ -36,12 +37,13 @@ def measure(binary: Path, model: Path, *, folder: Path, say: Callable[[str], Non
         data_dir=backfill.folder / "vectors",
         log_path=backfill.folder / "gpu-server.log",
     )
-    say(f"{DOCUMENTS:,} documents in {BATCHES} batches, killed half-way")
     try:
         with server:
+            of_contracts = contracts.measure(server.address, say=say)
+            say(f"{DOCUMENTS:,} documents in {BATCHES} batches, killed half-way")
             outcome = kill_and_resume(backfill, server.address)
             with medkg.connect(address=server.address, tenant=backfill.tenant) as services:
                 points = services.vector.statistics(COLLECTION).points
     except (CandidateError, LocalServerError) as error:
         return [missing(f"{DOCUMENTS:,} documents, killed half-way", str(error), unit="docs", bar=DOCUMENTS)]
-    return rows(outcome, documents=DOCUMENTS, points=points)
+    return of_contracts + rows(outcome, documents=DOCUMENTS, points=points)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-LESS_IS_BETTER = frozenset({"us", "ms", "s", "MiB", "MiB/min", "times"})
+LESS_IS_BETTER = frozenset({"us", "ms", "s", "MiB", "MiB/min", "times", "% of the time"})
 """Units whose bar is the most that is allowed. For all others it is the least."""
 
 

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         CircuitOpenError,
         CollectionNotFoundError,
         ConfigError,
+        EmbeddingError,
+        EmbeddingProcessingError,
         EmbeddingValidationError,
         FailedPreconditionError,
         GpuLostError,
@@ -126,6 +128,8 @@ __all__ = [
     "DeviceDetails",
     "DeviceInfo",
     "EmbeddingClient",
+    "EmbeddingError",
+    "EmbeddingProcessingError",
     "EmbeddingResult",
     "EmbeddingValidationError",
     "EndpointInfo",
@@ -189,7 +193,7 @@ _HOMES = ("errors", "config", "results", "call_context", "client", "aio")
 
 def __getattr__(name: str) -> Any:
     """Load a name when it is first used (PEP 562)."""
-    if name in _HOMES or name in {"filters", "local", "vectors"}:
+    if name in _HOMES or name in {"contracts", "filters", "local", "vectors"}:
         return import_module(f"medkg.{name}")
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"

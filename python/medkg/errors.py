@@ -7,7 +7,9 @@ what happened, where, and what to do.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +20,8 @@ __all__ = [
     "CircuitOpenError",
     "CollectionNotFoundError",
     "ConfigError",
+    "EmbeddingError",
+    "EmbeddingProcessingError",
     "EmbeddingValidationError",
     "FailedPreconditionError",
     "GpuLostError",
@@ -57,7 +61,10 @@ class MedkgError(Exception):
         field_violations: ``(field, description)`` of each argument that is wrong, e.g. ``("texts[3]", "is empty")``.
         breaker_state: ``"closed"``, ``"open"`` or ``"half_open"``: the endpoint's breaker after the failure.
         http_status: The HTTP status that a gateway answers with, from the same table; 500 where no call was made.
+        failure_class: Why it failed, for machines. It belongs to the class of the exception.
     """
+
+    failure_class: FailureClass = FailureClass.SERVICE
 
     def __init__(
         self,
@@ -101,6 +108,8 @@ class MedkgError(Exception):
 class ConfigError(MedkgError, ValueError):  # pyright: ignore[reportUnsafeMultipleInheritance]
     """The configuration cannot be used; ``field_violations`` lists every problem."""
 
+    failure_class = FailureClass.CONFIGURATION
+
 
 class ServiceError(MedkgError):
     """A call failed for a reason that is neither the arguments nor the GPU."""
@@ -108,6 +117,8 @@ class ServiceError(MedkgError):
 
 class ServiceUnavailableError(ServiceError, ConnectionError):  # pyright: ignore[reportUnsafeMultipleInheritance]
     """No server could be reached, or the one reached cannot serve now, and the client's retries are spent."""
+
+    failure_class = FailureClass.NETWORK
 
 
 class CircuitOpenError(ServiceUnavailableError):
@@ -117,9 +128,13 @@ class CircuitOpenError(ServiceUnavailableError):
 class ServiceTimeoutError(ServiceError, TimeoutError):  # pyright: ignore[reportUnsafeMultipleInheritance]
     """The deadline passed."""
 
+    failure_class = FailureClass.NETWORK
+
 
 class RateLimitedError(ServiceError):
     """A queue is full or a rate is exceeded, and waiting as told did not fit into the deadline."""
+
+    failure_class = FailureClass.NETWORK
 
 
 class StorageFullError(ServiceError):
@@ -132,9 +147,13 @@ class StorageFullError(ServiceError):
 class AuthenticationError(ServiceError):
     """The server does not know who asks."""
 
+    failure_class = FailureClass.ACCESS
+
 
 class PermissionDeniedError(ServiceError):
     """The server knows who asks and refuses."""
+
+    failure_class = FailureClass.ACCESS
 
 
 class FailedPreconditionError(ServiceError):
@@ -143,6 +162,8 @@ class FailedPreconditionError(ServiceError):
 
 class NotFoundError(ServiceError):
     """What was named is not there."""
+
+    failure_class = FailureClass.INPUT
 
 
 class ModelNotFoundError(NotFoundError):
@@ -156,13 +177,51 @@ class CollectionNotFoundError(NotFoundError):
 class AlreadyExistsError(ServiceError):
     """It is there already."""
 
+    failure_class = FailureClass.INPUT
+
 
 class ValidationError(MedkgError, ValueError):  # pyright: ignore[reportUnsafeMultipleInheritance]
     """An argument is wrong and stays wrong; ``field_violations`` names it, with its index."""
 
+    failure_class = FailureClass.INPUT
 
-class EmbeddingValidationError(ValidationError):
+
+class EmbeddingError(MedkgError):
+    """Texts did not become vectors. A GPU failure is none of these: ``except EmbeddingError`` must not hide it."""
+
+    @property
+    def correlation_id(self) -> str:
+        """The request's ``correlation_id``, which is the call's ``request_id`` in every log."""
+        return self.request_id
+
+
+class EmbeddingValidationError(ValidationError, EmbeddingError):
     """An argument of an embedding call is wrong."""
+
+
+class EmbeddingProcessingError(EmbeddingError):
+    """The request was right and the call failed; :class:`medkg.contracts.EmbeddingStage` raises it.
+
+    It carries all that the failed call's own exception (its ``__cause__``) does, so ``retryable``, ``retry_after`` and
+    ``breaker_state`` too.
+
+    Attributes:
+        failure_class: That of the failed call.
+        error_class: Name of the failed call's exception, e.g. ``"CircuitOpenError"``: a row of the one table of errors.
+    """
+
+    def __init__(
+        self,
+        text: str = "",
+        *,
+        failure_class: FailureClass = FailureClass.SERVICE,
+        error_class: str = "",
+        **details: Any,
+    ) -> None:
+        """Make an exception that prints as ``text``; ``details`` as for :class:`MedkgError`."""
+        super().__init__(text, **details)
+        self.failure_class = failure_class
+        self.error_class = error_class
 
 
 class RerankingValidationError(ValidationError):
@@ -175,6 +234,8 @@ class VectorValidationError(ValidationError):
 
 class GpuNotAvailableError(MedkgError):
     """The server has no usable GPU. Never retried: the run that needs it should fail."""
+
+    failure_class = FailureClass.GPU
 
 
 class GpuLostError(GpuNotAvailableError):

@@ -15,7 +15,8 @@ import medkg
 from medkg.chunking import Chunk, Chunker, DoclingServeUnavailableError, load_document
 from medkg.dagster import RunServices, ingestion, retrieval
 from medkg.dagster.embedding_store import EmbeddingStore, Recipe
-from medkg.dagster.failures import FailureClass, classify
+from medkg.dagster.failures import classify
+from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

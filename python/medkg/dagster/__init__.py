@@ -22,7 +22,7 @@ from medkg.dagster.connection_options import CacheConfig, CoalesceConfig, Fallba
 from medkg.dagster.conversion_assets import conversion_sensor
 from medkg.dagster.evaluation import EvaluationConfig, retrieval_evaluation
 from medkg.dagster.executor import GpuRunFailure, forkserver_executor, gpu_fail_fast
-from medkg.dagster.failures import FAILURE_CLASS_KEY, FailureClass, step_failures
+from medkg.dagster.failures import FAILURE_CLASS_KEY, step_failures
 from medkg.dagster.io_manager import TableIOManager
 from medkg.dagster.outputs import (
     Answer,
@@ -42,6 +42,7 @@ from medkg.dagster.run_failure import fail_run, gpu_failure_hook
 from medkg.dagster.sensors import failed_run_alerts, gpu_health_sensor, performance_sensor
 from medkg.dagster.tenant import TENANT_TAG, TenantError, resolve_tenant
 from medkg.dagster.trace import EXTERNAL_TRACE_TAG, TRACEPARENT_TAG, resolve_trace, trace_id_of_run
+from medkg.failure_class import FailureClass
 
 __all__ = [
     "EXTERNAL_TRACE_TAG",

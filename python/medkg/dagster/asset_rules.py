@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import dagster as dg
 
 from medkg.dagster import metadata
-from medkg.dagster.failures import FAILURE_CLASS_KEY, FailureClass
+from medkg.dagster.failures import FAILURE_CLASS_KEY
 from medkg.dagster.outputs import ChunkSet, EmbeddingSet, IndexSummary, SetAside
 from medkg.dagster.step import StepContext
+from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
     from medkg import ModelInfo

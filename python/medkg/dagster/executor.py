@@ -33,8 +33,9 @@ import dagster as dg
 from dagster._core.errors import DagsterExecutionInterruptedError
 
 from medkg.dagster.failure_events import failure_class_of, failure_message
-from medkg.dagster.failures import FailureClass, gpu_run_failure_message
+from medkg.dagster.failures import gpu_run_failure_message
 from medkg.dagster.run_failure import NO_RELAUNCH
+from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from dagster._core.execution.plan.objects import ErrorSource
 
 from medkg import errors
-from medkg.dagster.failures import FAILURE_CLASS_KEY, FailureClass, classify_type
+from medkg.dagster.failures import FAILURE_CLASS_KEY, classify_type
+from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,6 @@ wait, instead of sleeping in it: a sleeping step would hold a process and a slot
 from __future__ import annotations
 
 from contextlib import contextmanager
-from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 import dagster as dg
@@ -20,6 +19,7 @@ import dagster as dg
 from medkg import errors
 from medkg.dagster.step import StepIdentity
 from medkg.dagster.tenant import TenantError
+from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,40 +49,16 @@ _ERROR_FIELDS: Final = (
 )
 
 
-class FailureClass(str, Enum):
-    """Why a step failed, for machines: sensors, alerts, the executor."""
-
-    GPU = "GPU"
-    """The accelerator is missing, lost or out of memory. The run fails at once; nothing is retried."""
-    NETWORK = "NETWORK"
-    """The service did not answer, or asked to be left alone for a while. The step is retried."""
-    INPUT = "INPUT"
-    """The request is wrong, or names something that is not there."""
-    ACCESS = "ACCESS"
-    """Identity or permission."""
-    CONFIGURATION = "CONFIGURATION"
-    """The resource's configuration, or no tenant."""
-    SERVICE = "SERVICE"
-    """The service failed in a way that waiting does not mend."""
-
-
 def classify(error: errors.MedkgError | TenantError) -> FailureClass:
     """The class of a failed call."""
-    return classify_type(type(error))
+    return FailureClass.CONFIGURATION if isinstance(error, TenantError) else error.failure_class
 
 
 def classify_type(error: type[Exception]) -> FailureClass:
     """The class of a failed call, where only the type of its error is known."""
-    for kinds, failure_class in (
-        ((errors.GpuNotAvailableError,), FailureClass.GPU),
-        ((errors.ServiceUnavailableError, errors.ServiceTimeoutError, errors.RateLimitedError), FailureClass.NETWORK),
-        ((errors.AuthenticationError, errors.PermissionDeniedError), FailureClass.ACCESS),
-        ((errors.ConfigError, TenantError), FailureClass.CONFIGURATION),
-        ((errors.ValidationError, errors.NotFoundError, errors.AlreadyExistsError), FailureClass.INPUT),
-    ):
-        if issubclass(error, kinds):
-            return failure_class
-    return FailureClass.SERVICE
+    if issubclass(error, TenantError):
+        return FailureClass.CONFIGURATION
+    return error.failure_class if issubclass(error, errors.MedkgError) else FailureClass.SERVICE
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from dagster._core.event_api import RunStatusChangeRecordsFilter
 
 from medkg.dagster.alerts import Alert
 from medkg.dagster.failure_events import failure_class_of, failure_message
-from medkg.dagster.failures import FailureClass
 from medkg.dagster.sensors.outbox import Outbox
+from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

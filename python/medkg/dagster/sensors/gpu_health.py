@@ -23,10 +23,11 @@ import medkg
 from medkg.dagster.alerts import Alert
 from medkg.dagster.choices import RESOURCE_KEY
 from medkg.dagster.failure_events import failure_class_of, failure_message
-from medkg.dagster.failures import FailureClass, gpu_run_failure_message
+from medkg.dagster.failures import gpu_run_failure_message
 from medkg.dagster.run_failure import fail_run
 from medkg.dagster.sensors.outbox import Outbox
 from medkg.dagster.sensors.pool_hold import hold_pool, is_held, release_pool
+from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
