@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 HERE = Path(__file__).parent
-DEADLINE = 120.0
+DEADLINE = 240.0
 SETTINGS = """\
 telemetry: {enabled: false}
 nux: {enabled: false}

@@ -22,7 +22,7 @@ from medkg.dagster import (
 )
 
 MARKS_TAG = "medkg-test/marks"
-WAIT = 120.0
+WAIT = 240.0
 
 QUICK = gpu_fail_fast(forkserver_executor)
 STOCK = gpu_fail_fast()

@@ -1,7 +1,7 @@
 """A GPU that is lost in the middle of a run, while a sibling works: what becomes of the run, launch by launch.
 
-The runs are in process, with a process for each step, and launched through webserver and daemon. Each test is one
-promise, and holds for all of them.
+The runs are in process, with a process for each step, and launched through webserver and daemon, under `gpu_fail_fast`
+and, with the hook, under a stock executor. Each test is one promise, and holds for all of them.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ LAUNCHES = {
     "in process": ("lost_gpu_in_process", False),
     "multiprocess": ("lost_gpu", False),
     "webserver": ("lost_gpu", True),
+    "webserver, stock executor": ("lost_gpu_stock", True),
 }
 
 
