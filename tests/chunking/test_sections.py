@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from docling_core.types.doc import DocItemLabel, DoclingDocument
 
 from medkg.chunking import SECTION_KINDS, Chunk, Chunker, SourceDocument, chunk_documents, load_document, section_kind
 from medkg.chunking.sections import outline
@@ -178,3 +179,29 @@ def test_a_chunker_pickles(clinical: Chunker) -> None:
     source = load_document(SAMPLES / "sepsis-first-hours.json")
     again = pickle.loads(pickle.dumps(clinical))  # noqa: S301 - our own
     assert again.chunk(source) == clinical.chunk(source)
+
+
+def test_a_caption_at_the_end_of_the_document_belongs_to_the_section_of_its_figure(
+    clinical: Chunker, tmp_path: Path
+) -> None:
+    document = DoclingDocument(name="figure")
+    document.add_heading("Results")
+    document.add_text(DocItemLabel.TEXT, "Potassium rose.")
+    figure = document.add_picture()
+    document.add_heading("References")
+    document.add_text(DocItemLabel.TEXT, "Doe 2020.")
+    caption = document.add_text(DocItemLabel.CAPTION, "Fig 1 Potassium by week.")
+    figure.captions.append(caption.get_ref())
+    tokenizer_json, limit, *_ = clinical.__reduce__()[1]
+    source = written(tmp_path, document.model_dump_json(by_alias=True, exclude_none=True), "figure.json")
+    for chunker in (clinical, Chunker(tokenizer_json, limit)):
+        results, references = chunker.chunk(source)
+        assert (results.section, references.section) == ("results", "references")
+        assert "Fig 1" in results.text
+
+
+def test_overlap_is_no_lost_text(clinical: Chunker) -> None:
+    tokenizer_json, *_ = clinical.__reduce__()[1]
+    report = chunk_documents([SAMPLES], Chunker(tokenizer_json, 64, overlap_tokens=16))
+    assert any(chunk.overlap for chunk in report.chunks)
+    assert all(document.uncovered_items == () for document in report.documents)

@@ -165,7 +165,6 @@ class Chunker:
             if not isinstance(piece, DocChunk):
                 continue
             items = tuple(_with_captions(piece.meta.doc_items, document))
-            # The last one, because captions may stand anywhere.
             section = sections.get(items[-1].self_ref, section) if items else section
             # An article without a title has an empty one.
             headings = tuple(heading for heading in piece.meta.headings or () if heading.strip())

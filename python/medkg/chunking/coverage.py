@@ -38,7 +38,7 @@ def body_texts(document: DoclingDocument) -> Iterator[tuple[str, str, bool]]:
 
 def uncovered_items(document: DoclingDocument, chunks: Sequence[Chunk]) -> tuple[str, ...]:
     """List the items whose text is not whole in the chunks, in reading order; empty means nothing was lost."""
-    everything = _squeeze(part for chunk in chunks for part in chunk.text.split("\n"))
+    everything = _squeeze(chunk.text[chunk.overlap :] for chunk in chunks)
     headings = {_squeeze([heading]) for chunk in chunks for heading in chunk.headings}
     words: set[str] | None = None
     missing: dict[str, None] = {}

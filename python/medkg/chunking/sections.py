@@ -20,7 +20,7 @@ from medkg.chunking.errors import chunking_extra
 from medkg.chunking.text import clean
 
 with chunking_extra():
-    from docling_core.types.doc import SectionHeaderItem, TitleItem
+    from docling_core.types.doc import FloatingItem, SectionHeaderItem, TitleItem
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -182,6 +182,10 @@ def outline(document: DoclingDocument, title: str) -> dict[str, Section]:
             current = _section(item.self_ref, text, above, is_title=is_title)
             above.append(_Heading(level, number, text, current, is_title))
         sections[item.self_ref] = current
+    # Captions may stand anywhere, in JATS at the end of the document: they belong to what they are captions of.
+    for item, _ in document.iterate_items():
+        if isinstance(item, FloatingItem):
+            sections.update({ref.cref: sections[item.self_ref] for ref in (*item.captions, *item.footnotes)})
     return sections
 
 
