@@ -21,8 +21,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from medkg.chunking.chunk import BoundingBox, Chunk, Strategy
-from medkg.chunking.errors import DoclingServeUnavailableError, DocumentError, MissingExtraError
-from medkg.chunking.report import ChunkedDocument, ChunkingReport, DocumentFailure
+from medkg.chunking.errors import ChunkValidationError, DoclingServeUnavailableError, DocumentError, MissingExtraError
+from medkg.chunking.quality import ChunkingQuality
+from medkg.chunking.report import ChunkedDocument, ChunkingReport, ChunkProblem, DocumentChunks, DocumentFailure
 
 if TYPE_CHECKING:
     from medkg.chunking.chunker import Chunker
@@ -34,18 +35,23 @@ if TYPE_CHECKING:
         identify,
         load_document,
     )
-    from medkg.chunking.pipeline import chunk_documents
+    from medkg.chunking.pipeline import chunk_documents, iter_chunks
     from medkg.chunking.sections import SECTION_KINDS, section_kind
     from medkg.chunking.tokenizer import ModelTokenizer
+    from medkg.chunking.validation import check_chunks, require_valid
 
 __all__ = [
     "SECTION_KINDS",
     "BoundingBox",
     "Chunk",
+    "ChunkProblem",
+    "ChunkValidationError",
     "ChunkedDocument",
     "Chunker",
+    "ChunkingQuality",
     "ChunkingReport",
     "DoclingServeUnavailableError",
+    "DocumentChunks",
     "DocumentError",
     "DocumentFailure",
     "DocumentIdentity",
@@ -53,11 +59,14 @@ __all__ = [
     "ModelTokenizer",
     "SourceDocument",
     "Strategy",
+    "check_chunks",
     "chunk_documents",
     "discover",
     "document_id_of",
     "identify",
+    "iter_chunks",
     "load_document",
+    "require_valid",
     "section_kind",
 ]
 
@@ -67,11 +76,14 @@ _LAZY = {
     "ModelTokenizer": "medkg.chunking.tokenizer",
     "SECTION_KINDS": "medkg.chunking.sections",
     "SourceDocument": "medkg.chunking.loading",
+    "check_chunks": "medkg.chunking.validation",
     "chunk_documents": "medkg.chunking.pipeline",
     "discover": "medkg.chunking.loading",
     "document_id_of": "medkg.chunking.loading",
     "identify": "medkg.chunking.loading",
+    "iter_chunks": "medkg.chunking.pipeline",
     "load_document": "medkg.chunking.loading",
+    "require_valid": "medkg.chunking.validation",
     "section_kind": "medkg.chunking.sections",
 }
 

@@ -54,6 +54,25 @@ class DocumentError(MedkgError, ValueError):
         return {"path": self.path, "problem": self.problem, "action": self.action}
 
 
+class ChunkValidationError(DocumentError):
+    """The chunks of a document are not what they should be.
+
+    Attributes, beside those of `DocumentError`:
+        problems: each as a sentence that names the chunk, what is wrong and what to do.
+    """
+
+    def __init__(self, path: Path | str, problems: tuple[str, ...]) -> None:
+        """Keep the problems; the first stands in the message."""
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        what, _, action = problems[0].rstrip(".").rpartition(". ")
+        super().__init__(path, f"its chunks are not valid{more}: {what}", action)
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[type[ChunkValidationError], tuple[str, tuple[str, ...]]]:  # type: ignore[override]
+        """Pickle by path and problems."""
+        return type(self), (self.path, self.problems)
+
+
 class DoclingServeUnavailableError(ServiceUnavailableError):
     """The docling-serve did not answer, or failed by its own fault (HTTP 5xx). No fault of a document: try again."""
 

@@ -1,7 +1,8 @@
-"""docling-core's HybridChunker with three rules changed, each because the original loses or spoils text.
+"""docling-core's HybridChunker with four rules changed, each because the original loses or spoils text.
 
 - Headings that take more than half of the room are shortened. The original drops every heading of such a chunk.
 - Table rows keep every cell. The default serializer writes "row, column = value" and loses the top-left header cell.
+- A caption that leaves no room for a row becomes a text of its own. The original breaks the row inside a cell.
 - A paragraph with inline markup stays one paragraph. The original puts each run on a line of its own, so that
   subscripts and bold words break sentences apart.
 
@@ -84,12 +85,30 @@ class BoundedHybridChunker(HybridChunker):
     def segment(self, doc_chunk: DocChunk, available_length: int, doc_serializer: BaseDocSerializer) -> list[str]:
         """Cut an oversized text; tables by rows with their header, as the original does."""
         if len(doc_chunk.meta.doc_items) == 1 and isinstance(doc_chunk.meta.doc_items[0], TableItem):
-            return super().segment(doc_chunk, available_length, doc_serializer)
+            caption, table = self._caption_in_the_way(doc_chunk.text, available_length, doc_serializer)
+            whole = doc_chunk.model_copy(update={"text": table})
+            above = self._plain_pieces(caption, available_length) if caption else []
+            return [*above, *super().segment(whole, available_length, doc_serializer)]
+        return self._plain_pieces(doc_chunk.text, available_length)
+
+    def _plain_pieces(self, text: str, available_length: int) -> list[str]:
         # Not through the original: it remembers the count of every text for as long as the process lives.
-        pieces = semchunk.chunk(
-            doc_chunk.text, available_length, self.tokenizer.count_tokens, memoize=False, offsets=False
-        )
+        pieces = semchunk.chunk(text, available_length, self.tokenizer.count_tokens, memoize=False, offsets=False)
         return [piece for piece in pieces if isinstance(piece, str)]
+
+    def _caption_in_the_way(
+        self, text: str, available_length: int, doc_serializer: BaseDocSerializer
+    ) -> tuple[str, str]:
+        """Give caption and table apart where a row does not fit beneath both, else no caption and the whole text."""
+        if not isinstance(doc_serializer, ChunkingDocSerializer):
+            return "", text
+        header, rows = doc_serializer.table_serializer.get_header_and_body_lines(table_text=text)
+        table = "".join([*header, *rows])
+        caption = text.removesuffix(table)
+        above = caption + "".join(header)
+        if not header or all(self.tokenizer.count_tokens(above + row) <= available_length for row in rows):
+            return "", text
+        return caption.strip(), table
 
     def _split_by_doc_items(self, doc_chunk: DocChunk, doc_serializer: BaseDocSerializer) -> list[DocChunk]:
         items = doc_chunk.meta.doc_items
