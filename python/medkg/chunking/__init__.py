@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         identify,
         load_document,
     )
-    from medkg.chunking.pipeline import chunk_documents, iter_chunks
+    from medkg.chunking.pipeline import chunk_documents, chunk_loaded, iter_chunks
     from medkg.chunking.sections import SECTION_KINDS, section_kind
     from medkg.chunking.tokenizer import ModelTokenizer
     from medkg.chunking.validation import check_chunks, require_valid
@@ -61,6 +61,7 @@ __all__ = [
     "Strategy",
     "check_chunks",
     "chunk_documents",
+    "chunk_loaded",
     "discover",
     "document_id_of",
     "identify",
@@ -78,6 +79,7 @@ _LAZY = {
     "SourceDocument": "medkg.chunking.loading",
     "check_chunks": "medkg.chunking.validation",
     "chunk_documents": "medkg.chunking.pipeline",
+    "chunk_loaded": "medkg.chunking.pipeline",
     "discover": "medkg.chunking.loading",
     "document_id_of": "medkg.chunking.loading",
     "identify": "medkg.chunking.loading",

@@ -63,8 +63,9 @@ class ChunkValidationError(DocumentError):
 
     def __init__(self, path: Path | str, problems: tuple[str, ...]) -> None:
         """Keep the problems; the first stands in the message."""
-        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        what, _, action = problems[0].rstrip(".").rpartition(". ")
+        first, *others = problems
+        more = f" (and {len(others)} more)" if others else ""
+        what, _, action = first.rstrip(".").rpartition(". ")
         super().__init__(path, f"its chunks are not valid{more}: {what}", action)
         self.problems = problems
 

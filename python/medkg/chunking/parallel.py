@@ -37,7 +37,9 @@ class _Worker:
     @classmethod
     def start(cls, function: Callable[[Any], Any]) -> _Worker:
         context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
+        ours: Any
+        theirs: Any
+        ours, theirs = context.Pipe()  # of another class on Windows
         # A daemon: it ends with this process even where nobody comes to end it.
         process = context.Process(target=_work, args=(theirs, function), daemon=True)
         process.start()

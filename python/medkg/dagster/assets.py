@@ -148,7 +148,7 @@ def _chunks(pipeline: Pipeline) -> dg.AssetsDefinition:
     def asset(
         context: dg.AssetExecutionContext, gpu_services: GpuServicesResource, documents: DocumentSet
     ) -> dg.Output[ChunkSet]:
-        from medkg.chunking import Chunker  # noqa: PLC0415 - Docling is heavy, and this is its first use
+        from medkg.chunking import Chunker, ChunkingQuality  # noqa: PLC0415 - Docling is heavy: this is its first use
 
         started = time.perf_counter()
         with gpu_services.for_run(context) as run:
@@ -156,13 +156,17 @@ def _chunks(pipeline: Pipeline) -> dg.AssetsDefinition:
             # First the tokenizer: that call waits for a model that still loads, and a list of models does not.
             tokenizer = run.embedding.tokenizer(pipeline.embedding_model)
             model = find_model(run.embedding.models(), tokenizer.model)
+            quality = ChunkingQuality(model.max_tokens)
             made, failed = ingestion.chunk_documents(
                 documents.documents,
                 Chunker(tokenizer.json, model.max_tokens, strategy=pipeline.strategy),
                 docling_serve=pipeline.docling_serve,
+                quality=quality,
                 progress=log_progress(context, "documents chunked"),
             )
         report_set_aside(context, failed, left=len(made), what="chunk", may_be_empty=pipeline.may_be_empty)
+        for problem in quality.examples:
+            context.log.warning("%s", problem)
         counts = [chunk.token_count for chunk in made]
         return dg.Output(
             ChunkSet(run.tenant, made, model.name, model.max_tokens, failed),
@@ -179,6 +183,7 @@ def _chunks(pipeline: Pipeline) -> dg.AssetsDefinition:
                 "medkg/token_counts": metadata.histogram(
                     counts, title="Chunks by length", unit="tokens", limit=model.max_tokens
                 ),
+                "medkg/quality": dg.MetadataValue.json(quality.to_dict()),
                 "medkg/preview": previews.chunks_table(made),
                 **metadata.set_aside(failed),
             },

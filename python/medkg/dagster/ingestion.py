@@ -8,6 +8,7 @@ through, for the step to be retried or to fail.
 from __future__ import annotations
 
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     import medkg
     from medkg import ModelInfo
-    from medkg.chunking import Chunk, Chunker, SourceDocument
+    from medkg.chunking import Chunk, Chunker, ChunkingQuality, SourceDocument
     from medkg.dagster.embedding_store import EmbeddingStore
     from medkg.dagster.outputs import ChunkSet
     from medkg.dagster.resource import RunServices
@@ -93,34 +94,44 @@ def read_documents(
 
 
 def chunk_documents(
-    documents: Sequence[DocumentRecord], chunker: Chunker, *, docling_serve: str | None = None, progress: Progress
+    documents: Sequence[DocumentRecord],
+    chunker: Chunker,
+    *,
+    docling_serve: str | None = None,
+    quality: ChunkingQuality | None = None,
+    progress: Progress,
 ) -> tuple[list[Chunk], list[SetAside]]:
-    """Parses and chunks documents, in their order and one at a time: no more than one is in memory.
+    """Parses, chunks and checks documents, in their order and one at a time: no more than one is in memory.
 
     Args:
         documents: The documents; one that cannot be parsed, or has no text, is set aside.
         chunker: Cuts them.
         docling_serve: Address of a docling-serve that converts PDF; without one a PDF is set aside.
+        quality: Counts what was made, and what the check of it found.
         progress: Called after each document.
 
     Raises:
         medkg.chunking.DoclingServeUnavailableError: The docling-serve does not answer; no PDF is set aside for that.
         medkg.chunking.MissingExtraError: The packages of `medkg[chunking]` are missing.
     """
-    from medkg.chunking import MissingExtraError  # noqa: PLC0415 - Docling is heavy
+    from medkg.chunking import MissingExtraError, chunk_loaded  # noqa: PLC0415 - Docling is heavy
 
     chunks: list[Chunk] = []
     failed: list[SetAside] = []
     for done, document in enumerate(documents, start=1):
+        started = time.perf_counter()
         try:
-            made = list(chunker.chunk(_load(document, docling_serve)))
+            source = _load(document, docling_serve)
+            made = chunk_loaded(source, chunker, loading=time.perf_counter() - started)
         except (MissingExtraError, errors.ServiceUnavailableError):
             raise
         except Exception as error:  # noqa: BLE001 -- one odd document must not cost the others
             failed.append(SetAside(document.document_id, _reason(error)))
         else:
-            chunks.extend(made)
-            if not made:
+            chunks.extend(made.chunks)
+            if quality is not None:
+                quality.add(made.document, made.chunks)
+            if not made.chunks:
                 failed.append(SetAside(document.document_id, "has no text to chunk"))
         progress(done, len(documents))
     return chunks, failed
