@@ -51,7 +51,7 @@ def result(**changes: Any) -> EmbeddingResult:
         ({"texts": ["a"], "correlation_id": "two words"}, "correlation_id"),
         ({"texts": ["a"], "tenant": ""}, "tenant"),
         ({"texts": ["a"], "unknown": 1}, "unknown"),
-        ({"texts": ["a"], "options": {"dimensions": 0}}, "options"),
+        ({"texts": ["a"], "options": {"dimensions": 0}}, "options.dimensions"),
     ],
 )
 def test_a_wrong_request_is_refused_by_place(fields: dict[str, Any], where: str) -> None:
@@ -76,6 +76,16 @@ def test_a_wrong_request_is_refused_by_place(fields: dict[str, Any], where: str)
 def test_wrong_options_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(medkg.EmbeddingValidationError):
         EmbeddingOptions(**fields)
+
+
+def test_json_and_dicts_are_refused_by_place_too() -> None:
+    request = EmbeddingRequest(texts=["a"], ids=["1"], tenant="demo", options=EmbeddingOptions(dimensions=128))
+    assert EmbeddingRequest.model_validate_json(request.model_dump_json()) == request
+    with pytest.raises(medkg.EmbeddingValidationError) as refused:
+        EmbeddingRequest.model_validate_json('{"texts": ["a", ""], "options": {"dimensions": 0}}')
+    assert [place for place, _ in refused.value.field_violations] == ["texts[1]", "options.dimensions"]
+    with pytest.raises(medkg.EmbeddingValidationError, match=r"texts\[0\]"):
+        EmbeddingRequest.model_validate({"texts": [""]})
 
 
 def test_what_is_refused_does_not_show_the_text() -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-EXTRAS = ("dagster", "chunking", "gateway", "otel", "lance", "milvus", "arrow")
+EXTRAS = ("dagster", "contracts", "chunking", "gateway", "otel", "lance", "milvus", "arrow")
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def install(uv: str, wheel: Path, constraints: Path, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="session")
 def with_extras(install: Callable[..., CleanEnvironment]) -> CleanEnvironment:
-    """`pip install medkg[dagster,chunking,gateway,otel,lance,milvus,arrow]`."""
+    """`pip install medkg[dagster,contracts,chunking,gateway,otel,lance,milvus,arrow]`."""
     return install(*EXTRAS)
 
 

@@ -6,11 +6,18 @@ input and the error itself are left behind.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import pydantic
 
 from medkg.errors import EmbeddingValidationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from typing_extensions import Self
+
+T = TypeVar("T")
 
 
 class Contract(pydantic.BaseModel):
@@ -26,13 +33,36 @@ class Contract(pydantic.BaseModel):
         Raises:
             EmbeddingValidationError: A field is wrong; ``field_violations`` names each, with its index.
         """
-        try:
-            super().__init__(**fields)
-        except pydantic.ValidationError as error:
-            refused = _refused(type(self).__name__, error, fields.get("correlation_id"))
-        else:
-            return
-        raise refused  # outside of the handler, so that Pydantic's error is not its context
+        _checked(type(self), lambda: super(Contract, self).__init__(**fields), fields.get("correlation_id"))
+
+    # Contracts in contracts are then checked in one go, and what is wrong with one inside has its whole place.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pyright: ignore[reportFunctionMemberAccess]
+
+    @classmethod
+    def model_validate(cls, obj: Any, **how: Any) -> Self:
+        """As Pydantic's.
+
+        Raises:
+            EmbeddingValidationError: As :class:`Contract`.
+        """
+        return _checked(cls, lambda: super(Contract, cls).model_validate(obj, **how))
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **how: Any) -> Self:
+        """As Pydantic's.
+
+        Raises:
+            EmbeddingValidationError: As :class:`Contract`.
+        """
+        return _checked(cls, lambda: super(Contract, cls).model_validate_json(json_data, **how))
+
+
+def _checked(contract: type, check: Callable[[], T], correlation_id: object = None) -> T:
+    try:
+        return check()
+    except pydantic.ValidationError as error:
+        refused = _refused(contract.__name__, error, correlation_id)
+    raise refused  # outside of the handler, so that Pydantic's error is not its context
 
 
 def _refused(contract: str, error: pydantic.ValidationError, correlation_id: object) -> EmbeddingValidationError:

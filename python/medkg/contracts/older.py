@@ -101,14 +101,15 @@ def result_from_data(data: Mapping[str, Any]) -> EmbeddingResult:
     entries = data.get("embeddings")
     if not entries:
         raise _missing("embeddings", "run the embedding stage first", data)
-    model, dimension = _field(entries[0], 0, "model", of="embeddings"), len(_vector(entries[0], 0))
+    vectors = [_vector(entry, index) for index, entry in enumerate(entries)]
+    model, dimension = _field(entries[0], 0, "model", of="embeddings"), len(vectors[0])
     for index, entry in enumerate(entries):
-        if entry.get("kind", _KIND) != _KIND or entry.get("model") != model or len(_vector(entry, index)) != dimension:
+        if entry.get("kind", _KIND) != _KIND or entry.get("model") != model or len(vectors[index]) != dimension:
             raise _refused(f"embeddings[{index}]", f"is no dense vector of {model!r} with {dimension} elements")
     summary = data.get("embedding_summary") or {}
     counts = summary.get("token_counts")
     return EmbeddingResult(
-        vectors=np.array([_vector(entry, index) for index, entry in enumerate(entries)], dtype=np.float32),
+        vectors=np.array(vectors, dtype=np.float32),
         ids=tuple(_field(entry, index, "id", of="embeddings") for index, entry in enumerate(entries)),
         dimension=dimension,
         model=model,
@@ -142,10 +143,14 @@ def _field(entry: Mapping[str, Any], index: int, name: str, of: str = "chunks") 
 
 def _vector(entry: Mapping[str, Any], index: int) -> list[float]:
     vectors = entry.get("vectors")
-    if not isinstance(vectors, list) or len(vectors) != 1:
-        raise _refused(f"embeddings[{index}].vectors", "must hold one vector")
+    if not isinstance(vectors, list) or len(vectors) != 1 or not _are_numbers(vectors[0]):
+        raise _refused(f"embeddings[{index}].vectors", "must hold one list of numbers")
     vector: list[float] = vectors[0]
     return vector
+
+
+def _are_numbers(vector: Any) -> bool:
+    return isinstance(vector, list) and bool(vector) and all(isinstance(value, (int, float)) for value in vector)
 
 
 def _refused(where: str, what: str) -> EmbeddingValidationError:
