@@ -54,6 +54,14 @@ def materialize(asset: dg.AssetsDefinition, **arguments: Any) -> dg.ExecuteInPro
         return dg.materialize([asset], instance=instance, raise_on_error=False, **arguments)
 
 
+def test_a_step_can_be_called_directly_in_a_users_own_test(server: LocalServer) -> None:
+    resource = GpuServicesResource(address=server.address)
+    context = dg.build_asset_context(run_tags={TENANT_TAG: "from-tag"})
+    told = seen(context, gpu_services=resource)
+    assert told["tenant"] == "from-tag"
+    assert StepIdentity.of(dg.build_op_context()).step_key == "direct invocation"
+
+
 @pytest.mark.requirement("isolation 11.1")
 @pytest.mark.parametrize(
     ("tags", "configured", "expected"),

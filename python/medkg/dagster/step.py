@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 import dagster as dg
+from dagster._core.errors import DagsterInvalidPropertyError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,14 +50,21 @@ class StepIdentity:
             step_key=_step_key(op_context),
             tags=dict(op_context.run_tags),
             partition_keys=tuple(op_context.partition_keys) if partitioned else (),
-            retry_number=op_context.retry_number,
+            retry_number=_retry_number(op_context),
         )
 
 
 def _step_key(context: dg.OpExecutionContext) -> str:
     try:
         handle = str(context.op_handle)
-    except dg.DagsterInvalidPropertyError:  # direct invocation has no plan, so no handle
+    except DagsterInvalidPropertyError:  # direct invocation has no plan, so no handle
         return "direct invocation"
     mapping_key = context.get_mapping_key()
     return f"{handle}[{mapping_key}]" if mapping_key else handle
+
+
+def _retry_number(context: dg.OpExecutionContext) -> int:
+    try:
+        return context.retry_number
+    except AttributeError:  # direct invocation: Dagster 1.13 reads it from a step that is not there
+        return 0
