@@ -83,9 +83,11 @@ def test_memory_does_not_grow_with_a_stream(
     samples = [told(line) for line in run.stdout.splitlines()]
     assert samples[-1].texts == count
     print(*samples[:: max(1, len(samples) // 10)], samples[-1], sep="\n")
-    warm = [sample for sample in samples if sample.texts <= count // 5]
-    rest = [sample for sample in samples if sample.texts > count // 5]
+    # A server settles within its first thousands of texts, on some machines later than on others. Whoever kept the second
+    # half's vectors alone would grow by 10 MiB at 20,000 texts.
+    warm = [sample for sample in samples if sample.texts <= count // 2]
+    rest = [sample for sample in samples if sample.texts > count // 2]
     for side in ("client", "server"):
         before = max(getattr(sample, side) for sample in warm)
         most = max(getattr(sample, side) for sample in rest)
-        assert most - before < BOUND, f"the {side} grew by {(most - before) >> 20} MiB after the first fifth"
+        assert most - before < BOUND, f"the {side} grew by {(most - before) >> 20} MiB after the first half"
