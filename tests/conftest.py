@@ -18,6 +18,7 @@ import pytest
 
 import medkg
 from medkg.local import LocalServer
+from tests import docling_serve as scripted
 from tests.services import Redis
 
 if TYPE_CHECKING:
@@ -77,6 +78,13 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def docling_serve() -> Iterator[scripted.DoclingServe]:
+    """A docling-serve that does what the test says."""
+    with scripted.serving() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,10 @@ class MedkgError(Exception):
         self.breaker_state = breaker_state
         self.http_status = http_status
 
+    def details(self) -> dict[str, Any]:
+        """What is known of the failed call: the attributes that are arguments too, by name."""
+        return {name: getattr(self, name) for name in MedkgError.__init__.__kwdefaults__ or {}}
+
 
 class ConfigError(MedkgError, ValueError):  # pyright: ignore[reportUnsafeMultipleInheritance]
     """The configuration cannot be used; ``field_violations`` lists every problem."""

@@ -23,17 +23,13 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
-try:
-    from starlette.responses import JSONResponse
-    from starlette.websockets import WebSocket
-except ModuleNotFoundError as _missing:
-    if (_missing.name or "").partition(".")[0] != "starlette":
-        raise
-    _msg = "medkg.gateway needs starlette, which is not installed: pip install 'medkg[gateway]'"
-    raise ModuleNotFoundError(_msg, name="starlette") from _missing
-
 from medkg.call_context import context, resolve
 from medkg.errors import MedkgError
+from medkg.extras import packages_of
+
+with packages_of("gateway", "starlette", user="medkg.gateway needs"):
+    from starlette.responses import JSONResponse
+    from starlette.websockets import WebSocket
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

@@ -77,6 +77,7 @@ VECTOR_HOMES = {
     "pyarrow": (
         "medkg.vectors.lance",
         "medkg.vectors.arrow",
+        "medkg.dagster.table_files",
         "medkg.dagster.tables",
         "medkg.dagster.embedding_store",
         "medkg.dagster.evaluation",

@@ -15,7 +15,6 @@ import medkg
 from medkg.chunking import Chunk, Chunker, DoclingServeUnavailableError, load_document
 from medkg.dagster import RunServices, ingestion, retrieval
 from medkg.dagster.embedding_store import EmbeddingStore, Recipe
-from medkg.dagster.failures import classify
 from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def test_a_docling_serve_that_is_away_sets_no_pdf_aside_but_has_the_step_retried
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(DoclingServeUnavailableError, match="is not available") as caught:
             ingestion.chunk_documents(documents, chunker, docling_serve=address, progress=quiet)
-    assert classify(caught.value) is FailureClass.NETWORK
+    assert caught.value.failure_class is FailureClass.NETWORK
 
 
 def test_an_edited_file_replaces_its_earlier_version(run: RunServices, tmp_path: Path, minilm_dir: Path) -> None:

@@ -19,6 +19,7 @@ from medkg.dagster import (
 )
 from medkg.dagster.checks import check_embeddings
 from medkg.local import LocalServer
+from tests.dagster.stored import Stored
 
 
 def chunk(document: str) -> Chunk:
@@ -81,20 +82,6 @@ def test_a_check_of_embeddings_fails_for_its_own_fault_alone_and_names_the_chunk
     assert {name for name, result in results.items() if not result.passed} == failed
     for name in failed:
         assert results[name].metadata["medkg/wrong_chunks"].value[0] == wrong
-
-
-class Stored(dg.IOManager):
-    """Gives what a test says is stored, and keeps nothing."""
-
-    def __init__(self, **values: Any) -> None:
-        self._values = values
-
-    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
-        """Keep nothing."""
-
-    def load_input(self, context: dg.InputContext) -> object:
-        """The value of the asset of that name."""
-        return self._values[context.asset_key.path[-1]]
 
 
 def run_with(server: LocalServer, selection: dg.AssetSelection, **stored: Any) -> dg.ExecuteInProcessResult:

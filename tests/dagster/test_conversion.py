@@ -1,12 +1,6 @@
-"""The manual pipeline: PDF are handed to a docling-serve, a gate waits for them, and a sensor launches the rest.
+"""The manual pipeline: PDF are handed to a docling-serve, a gate waits for them, and a sensor launches the rest."""
 
-The docling-serve is scripted: the real one needs torch, which no test environment has.
-"""
-
-import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,74 +10,7 @@ import pytest
 import medkg
 from medkg.dagster import GpuServicesResource, conversion_sensor, medkg_assets, medkg_definitions
 from medkg.local import LocalServer
-
-CONVERTED = json.loads(
-    (Path(__file__).parents[2] / "examples" / "documents" / "harbour-ckd-trial.json").read_text(encoding="utf-8")
-)
-
-
-class DoclingServe(ThreadingHTTPServer):
-    """Takes files in, and is done with those that the test says."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Conversation)
-        self.files: dict[str, str] = {}
-        self.done: dict[str, bool] = {}
-        self.fetched: list[str] = []
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-    def finish(self, name: str, *, well: bool = True) -> None:
-        """Ends the conversion of a file."""
-        self.done[next(task for task, file in self.files.items() if file == name)] = well
-
-
-class Conversation(BaseHTTPRequestHandler):
-    """One request, answered as docling-serve's API v1 does."""
-
-    server: DoclingServe
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        name = body.partition(b'filename="')[2].partition(b'"')[0].decode()
-        task = f"task-{len(self.server.files)}"
-        self.server.files[task] = name
-        self.answer({"task_id": task, "task_status": "pending"})
-
-    def do_GET(self) -> None:
-        task = self.path.partition("?")[0].rpartition("/")[2]
-        if task not in self.server.files:
-            self.answer({"detail": "Task not found."}, 404)
-        elif "/v1/status/poll/" in self.path:
-            self.answer({"task_id": task, "task_status": "success" if task in self.server.done else "pending"})
-        elif self.server.done[task]:
-            self.server.fetched.append(task)
-            self.answer({"document": {"json_content": CONVERTED}, "status": "success", "errors": []})
-        else:
-            self.answer({"document": {}, "status": "failure", "errors": [{"error_message": "the file is encrypted"}]})
-
-    def answer(self, content: dict[str, Any], code: int = 200) -> None:
-        body = json.dumps(content).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        """Stay quiet."""
-
-
-@pytest.fixture
-def docling() -> Iterator[DoclingServe]:
-    with DoclingServe() as peer:
-        thread = threading.Thread(target=peer.serve_forever)
-        thread.start()
-        yield peer
-        peer.shutdown()
-        thread.join()
+from tests.docling_serve import FAILED, DoclingServe
 
 
 @pytest.fixture
@@ -95,7 +22,7 @@ def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture
-def definitions(docling: DoclingServe, server: LocalServer, tmp_path: Path) -> dg.Definitions:
+def definitions(docling_serve: DoclingServe, server: LocalServer, tmp_path: Path) -> dg.Definitions:
     documents = tmp_path / "documents"
     documents.mkdir()
     for name in ("trial", "secret"):
@@ -107,7 +34,7 @@ def definitions(docling: DoclingServe, server: LocalServer, tmp_path: Path) -> d
         services=GpuServicesResource(address=server.address),
         storage=str(tmp_path / "tables"),
         collection="manual",
-        docling_serve=docling.address,
+        docling_serve=docling_serve.address,
         manual=True,
     )
 
@@ -147,12 +74,12 @@ def desk(definitions: dg.Definitions, instance: dg.DagsterInstance) -> Desk:
 
 
 def test_a_gate_waits_for_the_conversions_and_a_sensor_launches_the_rest_once(
-    desk: Desk, docling: DoclingServe, server: LocalServer
+    desk: Desk, docling_serve: DoclingServe, server: LocalServer
 ) -> None:
     assert desk.skipped() == "nothing to convert"
     handed_in = desk.run("literature_convert")
     assert handed_in.success
-    assert sorted(docling.files.values()) == ["secret.pdf", "trial.pdf"]
+    assert sorted(docling_serve.files.values()) == ["secret.pdf", "trial.pdf"]
     aside = handed_in.asset_materializations_for_node("pdfs")[0].metadata["medkg/set_aside"]
     assert [str(record.data["document"])[:5] for record in aside.records] == ["liar-"]
 
@@ -163,9 +90,9 @@ def test_a_gate_waits_for_the_conversions_and_a_sensor_launches_the_rest_once(
     assert reported is not None
     assert "2 of 3 conversions are not done" in str(reported.description)
 
-    docling.finish("secret.pdf", well=False)
+    docling_serve.finish("secret.pdf", FAILED)
     assert desk.skipped() == "docling-serve works on 1 documents"
-    docling.finish("trial.pdf")
+    docling_serve.finish("trial.pdf")
     (request,) = desk.tick().run_requests or ()
     assert request.tags["medkg/tenant_id"] == "clinic-pdf"
     assert desk.skipped() == "nothing to convert"
@@ -181,18 +108,20 @@ def test_a_gate_waits_for_the_conversions_and_a_sensor_launches_the_rest_once(
         sources = {(hit.payload["source"], hit.payload["page"] is not None) for hit in hits if hit.payload}
     assert sources == {("trial.pdf", True), ("gout.md", False)}
 
-    docling.done.clear()  # it forgets what was fetched; what is converted is in storage
+    docling_serve.results.clear()  # it forgets what was fetched; what is converted is in storage
     again = desk.run("literature_convert")
     assert again.asset_materializations_for_node("conversions")[0].metadata["medkg/waiting"].value == 1
-    assert list(docling.files.values()).count("trial.pdf") == 1
+    assert list(docling_serve.files.values()).count("trial.pdf") == 1
 
 
-def test_a_docling_serve_that_is_away_delays_the_sensor_and_fails_nothing(desk: Desk, docling: DoclingServe) -> None:
+def test_a_docling_serve_that_is_away_delays_the_sensor_and_fails_nothing(
+    desk: Desk, docling_serve: DoclingServe
+) -> None:
     assert desk.run("literature_convert").success
-    docling.finish("trial.pdf")
-    docling.finish("secret.pdf")
-    docling.shutdown()
-    docling.server_close()
+    docling_serve.finish("trial.pdf")
+    docling_serve.finish("secret.pdf")
+    docling_serve.shutdown()
+    docling_serve.server_close()
     assert "is not available" in desk.skipped()
 
 

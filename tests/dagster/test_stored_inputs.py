@@ -12,6 +12,7 @@ from medkg.chunking import Chunk
 from medkg.dagster import GpuServicesResource, medkg_assets
 from medkg.dagster.outputs import ChunkSet, EmbeddingSet
 from medkg.local import LocalServer
+from tests.dagster.stored import Stored
 
 MODEL = "all-MiniLM-L6-v2"
 
@@ -22,20 +23,6 @@ def chunk(text: str) -> Chunk:
 
 def chunk_set(*texts: str) -> ChunkSet:
     return ChunkSet("clinic", [chunk(text) for text in texts], MODEL, 256, [])
-
-
-class Stored(dg.IOManager):
-    """Gives what a test says is stored, and keeps nothing."""
-
-    def __init__(self, **values: Any) -> None:
-        self._values = values
-
-    def handle_output(self, context: dg.OutputContext, obj: object) -> None:
-        """Keep nothing."""
-
-    def load_input(self, context: dg.InputContext) -> object:
-        """The value of the asset of that name."""
-        return self._values[context.asset_key.path[-1]]
 
 
 def materialize_alone(

@@ -71,6 +71,11 @@ class Chunk:
     section: str = "other"
     overlap: int = 0
 
+    @property
+    def has_table(self) -> bool:
+        """Whether rows of a table are in it, under the rule that Markdown wants below a header."""
+        return "\n| -" in self.text
+
     def to_dict(self) -> dict[str, Any]:
         """Give the chunk as a JSON-safe dict: lists in place of tuples."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

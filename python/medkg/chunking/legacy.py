@@ -172,7 +172,7 @@ class LegacyChunker:
         return self.chunk(document, tenant_id=tenant_id)
 
     def _older(self, chunk: Chunk, tenant_id: str, granularity: str | None, start: int) -> LegacyChunk:
-        own = "table" if "\n| -" in chunk.text else "section" if self.chunker.strategy == "clinical" else "paragraph"
+        own = "table" if chunk.has_table else "section" if self.chunker.strategy == "clinical" else "paragraph"
         return LegacyChunk(
             chunk_id=chunk.chunk_id,
             doc_id=chunk.document_id,

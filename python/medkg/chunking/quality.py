@@ -69,7 +69,7 @@ class ChunkingQuality:
         for chunk in chunks:
             self.token_counts[chunk.token_count] += 1
             self.sections[chunk.section] += 1
-            self.tables += "\n| -" in chunk.text
+            self.tables += chunk.has_table
             self.overlapping += chunk.overlap > 0
         for problem in document.problems:
             self.problems[problem.check] += 1

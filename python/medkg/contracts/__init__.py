@@ -11,13 +11,10 @@ The errors are those of :mod:`medkg.errors`: :class:`EmbeddingValidationError` i
 
 from __future__ import annotations
 
-try:
+from medkg.extras import packages_of
+
+with packages_of("contracts", "pydantic", user="medkg.contracts needs"):
     import pydantic as _pydantic  # noqa: F401
-except ModuleNotFoundError as _missing:
-    if _missing.name != "pydantic":
-        raise
-    _msg = "medkg.contracts needs pydantic, which is not installed: pip install 'medkg[contracts]'"
-    raise ModuleNotFoundError(_msg, name="pydantic") from _missing
 
 from medkg.contracts.context import MissingResultError, PipelineContext
 from medkg.contracts.flags import FeatureFlags

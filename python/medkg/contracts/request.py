@@ -23,10 +23,6 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _is_unique(values: tuple[str, ...]) -> bool:
-    return len(set(values)) == len(values)
-
-
 class EmbeddingOptions(Contract):
     """How texts become vectors. None is the server's default; :meth:`medkg.EmbeddingClient.embed` says what each does.
 
@@ -82,7 +78,7 @@ class EmbeddingRequest(Contract):
         if self.ids and len(self.ids) != len(self.texts):
             message = f"ids: there are {len(self.ids)} for {len(self.texts)} texts; give one for each, or none"
             raise ValueError(message)
-        if not _is_unique(self.ids):
+        if len(set(self.ids)) != len(self.ids):
             message = "ids: two texts have the same; make them unique"
             raise ValueError(message)
         return self

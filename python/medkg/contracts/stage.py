@@ -17,23 +17,6 @@ if TYPE_CHECKING:
     from medkg.contracts.request import EmbeddingRequest
 
 _log = logging.getLogger("medkg.contracts")
-_DETAILS = (
-    "code",
-    "reason",
-    "message",
-    "service",
-    "method",
-    "endpoint",
-    "request_id",
-    "trace_id",
-    "tenant",
-    "attempts",
-    "retryable",
-    "retry_after",
-    "field_violations",
-    "breaker_state",
-    "http_status",
-)
 _LOGGED = ("code", "reason", "endpoint", "trace_id", "attempts", "retryable", "retry_after", "breaker_state")
 
 
@@ -102,5 +85,5 @@ def _translated(error: MedkgError) -> EmbeddingProcessingError:
         str(error),
         failure_class=error.failure_class,
         error_class=type(error).__name__,
-        **{name: getattr(error, name) for name in _DETAILS},
+        **error.details(),
     )

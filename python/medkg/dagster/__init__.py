@@ -3,13 +3,13 @@
 This is the only part of medkg that imports dagster; it comes with `pip install 'medkg[dagster]'`.
 """
 
-try:
-    import dagster as _dagster  # noqa: F401
-except ModuleNotFoundError as _missing:
-    if _missing.name != "dagster":
-        raise
-    _msg = "medkg.dagster needs dagster, which is not installed: pip install 'medkg[dagster]'"
-    raise ModuleNotFoundError(_msg, name="dagster") from _missing
+from importlib import import_module as _import
+
+from medkg.extras import packages_of
+
+with packages_of("dagster", "dagster", "pyarrow", "tomlkit", user="medkg.dagster needs"):
+    for _package in ("dagster", "pyarrow", "tomlkit"):
+        _import(_package)
 
 from medkg.dagster.alerts import Alert, AlertChannel, AlertError, EmailAlerts, SlackAlerts, WebhookAlerts
 from medkg.dagster.assets import medkg_assets

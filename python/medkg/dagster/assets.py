@@ -15,7 +15,7 @@ from typing import Final, Literal
 import dagster as dg
 
 from medkg.chunking import Strategy
-from medkg.dagster import ingestion, metadata, previews
+from medkg.dagster import ingestion, metadata, pictures, previews
 from medkg.dagster.asset_rules import find_model, log_progress, report_set_aside, require_tenant, seconds_since
 from medkg.dagster.choices import DocumentsConfig, Pipeline
 from medkg.dagster.conversion_assets import conversion_assets
@@ -180,7 +180,7 @@ def _chunks(pipeline: Pipeline) -> dg.AssetsDefinition:
                 "medkg/tokens": sum(counts),
                 "medkg/longest": max(counts, default=0),
                 "medkg/limit": model.max_tokens,
-                "medkg/token_counts": metadata.histogram(
+                "medkg/token_counts": pictures.histogram(
                     counts, title="Chunks by length", unit="tokens", limit=model.max_tokens
                 ),
                 "medkg/quality": dg.MetadataValue.json(quality.to_dict()),

@@ -7,25 +7,20 @@ in gpu-server's log lines and in what an error tells.
 from __future__ import annotations
 
 import inspect
-import os
 import time
 import uuid
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import dagster as dg
 
 from medkg import Usage, errors
-from medkg.dagster import metadata
+from medkg.dagster import metadata, pictures
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import medkg
-
 ClientT = TypeVar("ClientT")
-TRACE_URL_VARIABLE: Final = "MEDKG_TRACE_URL"
-"""Environment variable: the address of a trace in your tracing UI, with `{trace_id}` where the id goes. For links."""
 
 
 class CallLog:
@@ -58,7 +53,7 @@ class CallLog:
         return {
             **metadata.usage(self._used),
             "medkg/texts": dg.MetadataValue.int(self._texts),
-            "medkg/latency": metadata.histogram(self._milliseconds, title="Calls by their latency", unit="ms"),
+            "medkg/latency": pictures.histogram(self._milliseconds, title="Calls by their latency", unit="ms"),
         }
 
     def call(self, name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -100,46 +95,6 @@ class _Watched:
 
     def __repr__(self) -> str:
         return repr(self._client)
-
-
-def trace(trace_id: str) -> dict[str, dg.MetadataValue]:
-    """The id of a trace, and a link to it where the environment says how one looks."""
-    told: dict[str, dg.MetadataValue] = {"medkg/trace_id": dg.MetadataValue.text(trace_id)}
-    address = os.environ.get(TRACE_URL_VARIABLE)
-    if address:
-        told["medkg/trace"] = dg.MetadataValue.url(address.replace("{trace_id}", trace_id))
-    return told
-
-
-def devices(gpu: medkg.GpuClient) -> dict[str, dg.MetadataValue]:
-    """The devices of the server, their memory and temperature; nothing where it does not tell them.
-
-    Raises:
-        medkg.GpuNotAvailableError: The GPU is gone.
-    """
-    try:
-        found = gpu.devices()
-    except errors.GpuNotAvailableError:
-        raise
-    except errors.MedkgError:  # a server without the role `gpu`, or one that is busy: no reason to fail what is done
-        return {}
-    rows: list[dict[str, str | int | float | bool | None]] = [
-        {
-            "device": one.id,
-            "name": one.name,
-            "active": one.active,
-            "used MiB": None if one.used_memory_bytes is None else one.used_memory_bytes >> 20,
-            "total MiB": one.total_memory_bytes >> 20,
-            "leased MiB": one.leased_memory_bytes >> 20,
-            "°C": one.temperature_celsius,
-        }
-        for one in found
-    ]
-    used = sum(one.used_memory_bytes or 0 for one in found if one.active)
-    return {
-        "medkg/devices": metadata.table(rows),
-        "medkg/device_memory_bytes": dg.MetadataValue.int(used),
-    }
 
 
 def _since(started: float) -> float:

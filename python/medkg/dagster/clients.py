@@ -8,7 +8,7 @@ import dagster as dg
 
 import medkg
 from medkg.dagster.connection import MedkgConnection
-from medkg.dagster.resource import RunServices, run_services
+from medkg.dagster.resource import run_services
 from medkg.dagster.step import StepContext
 
 
@@ -16,11 +16,6 @@ class _ClientResource(dg.ConfigurableResource[Any]):
     """A resource that gives one client of a connection."""
 
     connection: dg.ResourceDependency[MedkgConnection]
-
-    @contextmanager
-    def _run(self, context: StepContext, tenant: str | None) -> Iterator[RunServices]:
-        with run_services(self.connection, context, tenant) as run:
-            yield run
 
 
 class EmbeddingResource(_ClientResource):
@@ -37,7 +32,7 @@ class EmbeddingResource(_ClientResource):
     @contextmanager
     def for_run(self, context: StepContext, *, tenant: str | None = None) -> Iterator[medkg.EmbeddingClient]:
         """The client, bound to the step as `medkg.dagster.resource.run_services` says."""
-        with self._run(context, tenant) as run:
+        with run_services(self.connection, context, tenant) as run:
             yield run.embedding
 
 
@@ -47,7 +42,7 @@ class RerankingResource(_ClientResource):
     @contextmanager
     def for_run(self, context: StepContext, *, tenant: str | None = None) -> Iterator[medkg.RerankingClient]:
         """The client, bound to the step as `medkg.dagster.resource.run_services` says."""
-        with self._run(context, tenant) as run:
+        with run_services(self.connection, context, tenant) as run:
             yield run.reranking
 
 
@@ -57,7 +52,7 @@ class VectorResource(_ClientResource):
     @contextmanager
     def for_run(self, context: StepContext, *, tenant: str | None = None) -> Iterator[medkg.VectorClient]:
         """The client, bound to the step as `medkg.dagster.resource.run_services` says."""
-        with self._run(context, tenant) as run:
+        with run_services(self.connection, context, tenant) as run:
             yield run.vector
 
 
@@ -67,5 +62,5 @@ class GpuResource(_ClientResource):
     @contextmanager
     def for_run(self, context: StepContext, *, tenant: str | None = None) -> Iterator[medkg.GpuClient]:
         """The client, bound to the step as `medkg.dagster.resource.run_services` says."""
-        with self._run(context, tenant) as run:
+        with run_services(self.connection, context, tenant) as run:
             yield run.gpu

@@ -9,7 +9,7 @@ Rust's, one pool for a process, which everything with the same settings shares.
 """
 
 from dataclasses import fields, is_dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import dagster as dg
 from pydantic import Field, PrivateAttr
@@ -105,7 +105,7 @@ class MedkgConnection(dg.ConfigurableResource[Any]):
         given: dict[str, Any] = {}
         for field in fields(medkg.ClientConfig):
             value = getattr(self, field.name)
-            group = _GROUPS.get(field.name)
+            group = GROUPS.get(field.name)
             given[field.name] = value if group is None or value is None else group(**value.model_dump())
         return medkg.ClientConfig(**given)
 
@@ -138,13 +138,14 @@ class MedkgConnection(dg.ConfigurableResource[Any]):
             services.close()
 
 
-_GROUPS: dict[str, type[Any]] = {
+GROUPS: Final[dict[str, type[Any]]] = {
     "tls": medkg.TlsConfig,
     "registry": medkg.RegistryConfig,
     "cache": medkg.CacheConfig,
     "fallback": medkg.FallbackConfig,
     "coalesce": medkg.CoalesceConfig,
 }
+"""The fields of a configuration that are groups of settings themselves."""
 
 
 def _plain(config: object) -> dict[str, Any]:

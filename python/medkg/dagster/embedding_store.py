@@ -1,9 +1,9 @@
 """Vectors that are there already, by what they were made from: nothing is embedded twice.
 
-A vector is known by the SHA-256 of its text and by how it was made: the weights' digest, the prompt before the text,
-the way of truncation. It is stored as it comes, a group at a time, each group a file that is there whole or not at all:
-a step that is killed half-way goes on where it was. All partitions and runs of a tenant share what is there; no tenant
-sees what another one has.
+A vector is known by the SHA-256 of its text and by how it was made: the weights' digest and the prompt before the text
+(one that would have to be cut is refused). It is stored as it comes, a group at a time, each group a file that is there
+whole or not at all: a step that is killed half-way goes on where it was. All partitions and runs of a tenant share what
+is there; no tenant sees what another one has.
 
     BASE/TENANT/DIGEST-RECIPE/part-*.parquet        columns content_sha256, vector, embedded_by
 
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from medkg.dagster import tables
+from medkg.dagster import table_files
 from medkg.dagster.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class EmbeddingStore:
             run_id: The run that computed them.
         """
         table = _table(digests, vectors, [run_id] * len(digests))
-        write_whole(self._folder / f"part-{uuid.uuid4().hex}.{_FORMAT}", tables.write(table, _FORMAT))
+        write_whole(self._folder / f"part-{uuid.uuid4().hex}.{_FORMAT}", table_files.write(table, _FORMAT))
 
     def tidy(self) -> None:
         """Puts many small files together into one. Others may read and write meanwhile; nothing is missing ever."""
@@ -111,7 +111,7 @@ class EmbeddingStore:
             return
         _, first = np.unique(merged.column("content_sha256").to_pylist(), return_index=True)
         merged = merged.take(first)
-        write_whole(self._folder / f"part-{uuid.uuid4().hex}.{_FORMAT}", tables.write(merged, _FORMAT))
+        write_whole(self._folder / f"part-{uuid.uuid4().hex}.{_FORMAT}", table_files.write(merged, _FORMAT))
         for part in parts:
             part.unlink(missing_ok=True)
 
@@ -128,7 +128,7 @@ class EmbeddingStore:
                 continue
             table = table.filter(pc.is_in(table.column("content_sha256"), value_set=names))
             digests, runs = (table.column(name).to_pylist() for name in ("content_sha256", "embedded_by"))
-            vectors = tables.vectors_of(table.column("vector"))
+            vectors = table_files.vectors_of(table.column("vector"))
             found.update(zip(digests, map(Known, vectors, runs), strict=True))
         return found
 
@@ -137,13 +137,13 @@ class EmbeddingStore:
 
 
 def _read(part: UPath) -> Any:
-    return tables.read(part.read_bytes(), _FORMAT)
+    return table_files.read(part.read_bytes(), _FORMAT)
 
 
 def _table(digests: Sequence[str], vectors: npt.NDArray[np.float32], runs: Sequence[str]) -> Any:
     columns = {
         "content_sha256": pa.array(digests, pa.string()),
-        "vector": tables.rows_of(vectors),
+        "vector": table_files.rows_of(vectors),
         "embedded_by": pa.array(runs, pa.string()),
     }
     return pa.table(columns)

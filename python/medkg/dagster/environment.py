@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from medkg.config import CacheConfig, ClientConfig, FallbackConfig, RegistryConfig, TlsConfig
+from medkg.config import ClientConfig
+from medkg.dagster.connection import GROUPS
 from medkg.dagster.dev_server import dev_server_address
 from medkg.dagster.resource import GpuServicesResource
 from medkg.errors import ConfigError
@@ -35,12 +36,6 @@ ENVIRONMENTS: Final[tuple[Environment, ...]] = ("dev", "staging", "prod")
 
 _ADDRESSES: Final = ("addresses", "embedding_addresses", "reranking_addresses", "vector_addresses", "gpu_addresses")
 _ENCRYPTED: Final = ("https://", "dns+https://", "srv+https://")
-_GROUPS: Final[dict[str, type[Any]]] = {
-    "tls": TlsConfig,
-    "registry": RegistryConfig,
-    "cache": CacheConfig,
-    "fallback": FallbackConfig,
-}
 _MODELS: Final = ("embedding_model", "reranking_model")
 
 Problem: TypeAlias = "tuple[str, str]"
@@ -147,7 +142,7 @@ def _readable(path: Path | None) -> ClientConfig:
         return found
 
     said = read(ClientConfig, written, "")
-    for name, group in _GROUPS.items():
+    for name, group in GROUPS.items():
         table = written.get(name)
         values = read(group, table if isinstance(table, dict) else {}, f"{name}_")
         said[name] = group(**values) if any(values.values()) else None

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from medkg.dagster import metadata, retrieval
+from medkg.dagster import metadata, pictures, retrieval
 from medkg.dagster.asset_rules import current_index, log_progress, refusal, seconds_since
 from medkg.dagster.outputs import IndexSummary
 from medkg.dagster.ranking_quality import ndcg, recall, reciprocal_rank
@@ -160,7 +160,7 @@ def retrieval_evaluation(
                 "medkg/model_digest": found.model_digest,
                 **used,
                 **{f"medkg/{name.replace(' ', '_')}": value for name, value in means.items()},
-                "medkg/quality": metadata.bars(means, title=f"Retrieval over {len(asked)} judged queries", top=1.0),
+                "medkg/quality": pictures.bars(means, title=f"Retrieval over {len(asked)} judged queries", top=1.0),
                 "medkg/worst": metadata.table(
                     sorted((row for row in rows if row["system"] == best), key=lambda row: row["ndcg"])[:_WORST]
                 ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dagster._core.execution.plan.objects import ErrorSource
 
 from medkg import errors
-from medkg.dagster.failures import FAILURE_CLASS_KEY, classify_type
+from medkg.dagster.failures import FAILURE_CLASS_KEY
 from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def failure_class_of(event: dg.DagsterEvent) -> FailureClass | None:
         error = event.step_retry_data.error
     else:
         return None
-    kinds = [kind for link in _chain(error) if (kind := getattr(errors, link.cls_name or "", None)) is not None]
-    classes = [classify_type(kind) for kind in kinds]
+    kinds = [getattr(errors, link.cls_name) for link in _chain(error) if link.cls_name in errors.__all__]
+    classes = [kind.failure_class for kind in kinds]
     return FailureClass.GPU if FailureClass.GPU in classes else next(iter(classes), None)
 
 
@@ -57,7 +57,7 @@ def failure_message(event: dg.DagsterEvent) -> str:
     else:
         return event.message or ""
     chain = list(_chain(error))
-    told = [link for link in chain if hasattr(errors, link.cls_name or "")] or chain
+    told = [link for link in chain if link.cls_name in errors.__all__] or chain
     return told[-1].message.strip() if told else event.message or ""
 
 

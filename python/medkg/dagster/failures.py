@@ -18,7 +18,6 @@ import dagster as dg
 
 from medkg import errors
 from medkg.dagster.step import StepIdentity
-from medkg.dagster.tenant import TenantError
 from medkg.failure_class import FailureClass
 
 if TYPE_CHECKING:
@@ -34,31 +33,8 @@ STEP_RETRIES: Final = 3
 _FIRST_WAIT: Final = 1.0
 _LONGEST_WAIT: Final = 30.0
 
-_ERROR_FIELDS: Final = (
-    "code",
-    "reason",
-    "service",
-    "method",
-    "endpoint",
-    "request_id",
-    "trace_id",
-    "tenant",
-    "attempts",
-    "retry_after",
-    "breaker_state",
-)
-
-
-def classify(error: errors.MedkgError | TenantError) -> FailureClass:
-    """The class of a failed call."""
-    return FailureClass.CONFIGURATION if isinstance(error, TenantError) else error.failure_class
-
-
-def classify_type(error: type[Exception]) -> FailureClass:
-    """The class of a failed call, where only the type of its error is known."""
-    if issubclass(error, TenantError):
-        return FailureClass.CONFIGURATION
-    return error.failure_class if issubclass(error, errors.MedkgError) else FailureClass.SERVICE
+_NOT_LISTED: Final = {"message", "retryable", "http_status", "field_violations"}
+"""Parts of an error that are in the failure's description, or decided here, or have a form of their own."""
 
 
 @contextmanager
@@ -78,7 +54,7 @@ def step_failures(context: StepContext | None = None, *, max_retries: int = STEP
     Raises:
         dg.RetryRequested: The fault is of the network. Waits as the server or the breaker asked, else 1 s doubling to
             at most 30 s. Its cause is a `dg.Failure`, whose metadata Dagster keeps.
-        dg.Failure: Every other `MedkgError`, and a missing tenant; its `allow_retries` is False.
+        dg.Failure: Every other `MedkgError`; its `allow_retries` is False.
     """
     try:
         yield
@@ -88,26 +64,26 @@ def step_failures(context: StepContext | None = None, *, max_retries: int = STEP
             raise
         step = StepIdentity.of(context or dg.OpExecutionContext.get())
         failure = _failure(step, error, raised)
-        if classify(error) is not FailureClass.NETWORK:
+        if error.failure_class is not FailureClass.NETWORK:
             raise failure from raised
         failure.__cause__ = raised
         raise dg.RetryRequested(max_retries=max_retries, seconds_to_wait=_wait(step, error)) from failure
 
 
-def _behind(raised: BaseException) -> errors.MedkgError | TenantError | None:
+def _behind(raised: BaseException) -> errors.MedkgError | None:
     """The failed call that an exception tells of: a GPU failure wherever it hides, else the outermost one."""
     if isinstance(raised, dg.Failure) and FAILURE_CLASS_KEY in raised.metadata:
         return None  # made here already, by a block inside this one
     seen: list[BaseException] = [raised]
-    found: list[errors.MedkgError | TenantError] = []
+    found: list[errors.MedkgError] = []
     for error in seen:
-        if isinstance(error, (errors.MedkgError, TenantError)):
+        if isinstance(error, errors.MedkgError):
             found.append(error)
         members = getattr(error, "exceptions", ())  # an ExceptionGroup's, which Python 3.10 does not know
         linked = [error.__cause__, error.__context__, *(members if isinstance(members, (tuple, list)) else ())]
         seen.extend(one for one in linked if isinstance(one, BaseException) and not _is_in(one, seen))
     for error in found:
-        if classify(error) is FailureClass.GPU:
+        if error.failure_class is FailureClass.GPU:
             return error
     if isinstance(raised, (dg.Failure, dg.RetryRequested)):
         return None
@@ -118,22 +94,20 @@ def _is_in(error: BaseException, seen: Sequence[BaseException]) -> bool:
     return any(error is other for other in seen)
 
 
-def failure_metadata(error: Exception) -> Mapping[str, dg.MetadataValue]:
+def failure_metadata(error: errors.MedkgError) -> Mapping[str, dg.MetadataValue]:
     """What an error knows about the failed call, under keys `medkg/error.*`; what it does not know is left out."""
-    known = ((name, getattr(error, name, None)) for name in _ERROR_FIELDS)
     metadata: dict[str, dg.MetadataValue] = {
         f"medkg/error.{name}": dg.MetadataValue.float(value)
         if isinstance(value, float)
         else dg.MetadataValue.int(value)
         if isinstance(value, int)
         else dg.MetadataValue.text(str(value))
-        for name, value in known
-        if value is not None and value != ""
+        for name, value in error.details().items()
+        if name not in _NOT_LISTED and value is not None and value != ""
     }
-    violations = getattr(error, "field_violations", None)
-    if violations:
+    if error.field_violations:
         metadata["medkg/error.fields"] = dg.MetadataValue.md(
-            "\n".join(f"- `{where}`: {what}" for where, what in violations)
+            "\n".join(f"- `{where}`: {what}" for where, what in error.field_violations)
         )
     return metadata
 
@@ -154,30 +128,26 @@ def is_gpu_failure(raised: BaseException) -> bool:
     if isinstance(raised, dg.Failure) and FAILURE_CLASS_KEY in raised.metadata:
         return raised.metadata[FAILURE_CLASS_KEY].value == FailureClass.GPU.value
     error = _behind(raised)
-    return error is not None and classify(error) is FailureClass.GPU
+    return error is not None and error.failure_class is FailureClass.GPU
 
 
-def _failure(step: StepIdentity, error: errors.MedkgError | TenantError, raised: Exception) -> dg.Failure:
-    failure_class = classify(error)
+def _failure(step: StepIdentity, error: errors.MedkgError, raised: Exception) -> dg.Failure:
     titles = {
         FailureClass.GPU: gpu_failure_title(step.step_key),
         FailureClass.NETWORK: f"Network failure in step {step.step_key}",
     }
-    title = titles.get(failure_class, f"Failed call in step {step.step_key}")
+    title = titles.get(error.failure_class, f"Failed call in step {step.step_key}")
     called = [
         f"{label} {value}"
-        for label, value in (
-            ("server", getattr(error, "endpoint", None)),
-            ("request", getattr(error, "request_id", None)),
-        )
-        if value and str(value) not in str(error)
+        for label, value in (("server", error.endpoint), ("request", error.request_id))
+        if value and value not in str(error)
     ]
     suffix = f" ({', '.join(called)})" if called else ""
     outer = "" if raised is error else f"; raised as {type(raised).__name__}: {raised}"
     return dg.Failure(
         description=f"{title}: {error}{suffix}{outer}",
         metadata={
-            FAILURE_CLASS_KEY: dg.MetadataValue.text(failure_class.value),
+            FAILURE_CLASS_KEY: dg.MetadataValue.text(error.failure_class.value),
             "medkg/step": dg.MetadataValue.text(step.step_key),
             **failure_metadata(error),
         },
@@ -185,8 +155,7 @@ def _failure(step: StepIdentity, error: errors.MedkgError | TenantError, raised:
     )
 
 
-def _wait(step: StepIdentity, error: Exception) -> float:
-    asked = getattr(error, "retry_after", None)
-    if isinstance(asked, (int, float)):
-        return float(asked)
+def _wait(step: StepIdentity, error: errors.MedkgError) -> float:
+    if error.retry_after is not None:
+        return float(error.retry_after)
     return min(_FIRST_WAIT * 2.0**step.retry_number, _LONGEST_WAIT)

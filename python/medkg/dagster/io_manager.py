@@ -13,11 +13,11 @@ import dagster as dg
 from pydantic import Field
 from upath import UPath
 
-from medkg.dagster import tables
+from medkg.dagster import table_files, tables
 from medkg.dagster.whole_files import write_whole
 
 if TYPE_CHECKING:
-    from medkg.dagster.tables import TableFormat
+    from medkg.dagster.table_files import TableFormat
 
 FOLDER = "medkg"
 """Folder in the Dagster instance's own storage, where no other place is named."""
@@ -77,12 +77,12 @@ class _FileTables(_Tables):
 
     def dump_to_path(self, context: dg.OutputContext, obj: Any, path: UPath) -> None:
         """Writes a table."""
-        write_whole(path, tables.write(tables.to_table(obj, run_id=context.run_id), self._format))
+        write_whole(path, table_files.write(tables.to_table(obj, run_id=context.run_id), self._format))
 
     def load_from_path(self, context: dg.InputContext, path: UPath) -> Any:
         """Reads one."""
         del context
-        return tables.from_table(tables.read(path.read_bytes(), self._format))
+        return tables.from_table(table_files.read(path.read_bytes(), self._format))
 
 
 class _LanceTables(_Tables):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import dagster as dg
 import numpy as np
 
-from medkg.dagster import metadata
+from medkg.dagster import metadata, pictures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -84,7 +84,7 @@ def document_similarity(chunks: Sequence[Chunk], vectors: npt.NDArray[np.float32
     means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
     more = len(rows) - len(shown)
     title = "Similarity of documents" + (f" (the first {len(shown)} of {len(rows)})" if more else "")
-    return metadata.heatmap([titles[document] for document in shown], (means @ means.T).tolist(), title=title)
+    return pictures.heatmap([titles[document] for document in shown], (means @ means.T).tolist(), title=title)
 
 
 def answers_text(answers: Sequence[Answer]) -> dg.MarkdownMetadataValue:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import medkg
-from medkg.dagster.call_log import CallLog, devices, trace
+from medkg.dagster import metadata
+from medkg.dagster.call_log import CallLog
 from medkg.dagster.connection import MedkgConnection
 from medkg.dagster.device_rule import refuse_cpu
 from medkg.dagster.failures import step_failures
@@ -47,7 +48,7 @@ class RunServices:
         Usage (calls, texts, tokens, cache hits, retries, batches, seconds in the queue and on the device), a picture of
         the calls' latencies, the server's devices, and the trace. To be asked inside `for_run`.
         """
-        return {**self.calls.metadata(), **devices(self.gpu), **trace(self.trace_id)}
+        return {**self.calls.metadata(), **metadata.devices(self.gpu), **metadata.trace(self.trace_id)}
 
 
 @contextmanager

@@ -41,9 +41,8 @@ def fail_run(instance: DagsterInstance, run_id: str, message: str) -> bool:
     instance.add_run_tags(run_id, NO_RELAUNCH)
     if not _has_launcher(run):
         return False
-    with (
-        capture_interrupts()
-    ):  # called in a step of this run, `terminate` interrupts the caller too: not before it is told
+    # Called in a step of this run, `terminate` interrupts the caller too: not before it is told.
+    with capture_interrupts():
         if not instance.run_launcher.terminate(run_id):
             return False
         instance.report_run_failed(run, message)

@@ -8,47 +8,20 @@ What belongs to the output as a whole (whose it is, what was set aside) stands i
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
+import pyarrow as pa
 
 from medkg.chunking.chunk import BoundingBox, Chunk
-from medkg.dagster.outputs import (
-    Answer,
-    ChunkSet,
-    Conversion,
-    ConversionSet,
-    DocumentRecord,
-    DocumentSet,
-    EmbeddingSet,
-    IndexSummary,
-    Passage,
-    SetAside,
-)
-from medkg.vectors import arrow
-
-try:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-except ModuleNotFoundError as _missing:
-    if (_missing.name or "").partition(".")[0] != "pyarrow":
-        raise
-    _msg = "medkg.dagster stores tables with pyarrow, which is not installed: pip install 'medkg[dagster]'"
-    raise ModuleNotFoundError(_msg, name="pyarrow") from _missing
+from medkg.dagster import outputs
+from medkg.dagster.table_files import rows_of, vectors_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    import numpy.typing as npt
-
-TableFormat: TypeAlias = Literal["parquet", "arrow"]
-"""How a file of a table is written."""
-
 _KIND, _HEAD = b"medkg.kind", b"medkg.output"
-_ROWS_PER_GROUP: Final = 8192
 _TEXT: Final = pa.string()
 _COLUMNS: Final = {
     "str": _TEXT,
@@ -67,9 +40,9 @@ def _columns(kind: Any, **nested: pa.DataType) -> list[pa.Field]:
     return [pa.field(one.name, nested.get(one.name) or _COLUMNS[str(one.type)]) for one in fields(kind)]
 
 
-_DOCUMENTS: Final = pa.schema(_columns(DocumentRecord))
+_DOCUMENTS: Final = pa.schema(_columns(outputs.DocumentRecord))
 _CHUNKS: Final = pa.schema(_columns(Chunk, bounding_boxes=pa.list_(pa.struct(_columns(BoundingBox)))))
-_ANSWERS: Final = pa.schema(_columns(Answer, passages=pa.list_(pa.struct(_columns(Passage)))))
+_ANSWERS: Final = pa.schema(_columns(outputs.Answer, passages=pa.list_(pa.struct(_columns(outputs.Passage)))))
 
 
 def to_table(value: object, *, run_id: str) -> pa.Table:
@@ -112,42 +85,6 @@ def from_table(table: pa.Table) -> Any:
     return table
 
 
-def write(table: pa.Table, form: TableFormat) -> memoryview:
-    """The content of a file that holds the table."""
-    sink = pa.BufferOutputStream()
-    if form == "parquet":
-        pq.write_table(table, sink, row_group_size=_ROWS_PER_GROUP, compression="zstd")
-    else:
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table, max_chunksize=_ROWS_PER_GROUP)
-    return memoryview(sink.getvalue())
-
-
-def read(content: bytes, form: TableFormat) -> pa.Table:
-    """The table of a file's content.
-
-    Raises:
-        pyarrow.ArrowInvalid: It is no such file, or not whole.
-    """
-    if form == "parquet":
-        return pq.read_table(io.BytesIO(content))
-    with pa.ipc.open_file(content) as reader:
-        return reader.read_all()
-
-
-def rows_of(vectors: npt.NDArray[np.float32]) -> pa.Array:
-    """An array of shape (rows, dimension) as fixed-size lists of float32."""
-    return arrow.load().rows(np.ascontiguousarray(vectors, dtype=np.float32))
-
-
-def vectors_of(column: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """A column of fixed-size lists as an array of shape (rows, dimension), float32."""
-    flat = column.combine_chunks()
-    flat = flat.chunk(0) if isinstance(flat, pa.ChunkedArray) and flat.num_chunks else flat
-    values = np.asarray(flat.flatten(), dtype=np.float32) if len(column) else np.empty(0, np.float32)
-    return values.reshape(len(column), column.type.list_size)
-
-
 @dataclass(frozen=True)
 class _Kind:
     """How one sort of output becomes a table, and what is made of that."""
@@ -164,47 +101,47 @@ def _head(value: Any, *names: str) -> dict[str, Any]:
     return {**head, "set_aside": [asdict(one) for one in value.set_aside]}
 
 
-def _set_aside(head: Mapping[str, Any]) -> list[SetAside]:
-    return [SetAside(**one) for one in head["set_aside"]]
+def _set_aside(head: Mapping[str, Any]) -> list[outputs.SetAside]:
+    return [outputs.SetAside(**one) for one in head["set_aside"]]
 
 
-def _document_rows(value: DocumentSet) -> pa.Table:
+def _document_rows(value: outputs.DocumentSet) -> pa.Table:
     return _record_rows(value.documents)
 
 
-def _record_rows(documents: Sequence[DocumentRecord]) -> pa.Table:
+def _record_rows(documents: Sequence[outputs.DocumentRecord]) -> pa.Table:
     table = pa.Table.from_pylist([asdict(one) for one in documents], schema=_DOCUMENTS)
     return table.rename_columns(["document_sha256" if name == "sha256" else name for name in table.column_names])
 
 
-def _records(table: pa.Table) -> list[DocumentRecord]:
+def _records(table: pa.Table) -> list[outputs.DocumentRecord]:
     table = table.rename_columns(["sha256" if name == "document_sha256" else name for name in table.column_names])
-    return [DocumentRecord(**row) for row in table.select(_DOCUMENTS.names).to_pylist()]
+    return [outputs.DocumentRecord(**row) for row in table.select(_DOCUMENTS.names).to_pylist()]
 
 
-def _documents(head: Mapping[str, Any], table: pa.Table) -> DocumentSet:
-    return DocumentSet(head["tenant"], _records(table), _set_aside(head))
+def _documents(head: Mapping[str, Any], table: pa.Table) -> outputs.DocumentSet:
+    return outputs.DocumentSet(head["tenant"], _records(table), _set_aside(head))
 
 
-def _conversion_rows(value: ConversionSet) -> pa.Table:
+def _conversion_rows(value: outputs.ConversionSet) -> pa.Table:
     table = _record_rows([one.document for one in value.conversions])
     return table.append_column("task", pa.array([one.task for one in value.conversions], _TEXT))
 
 
-def _conversions(head: Mapping[str, Any], table: pa.Table) -> ConversionSet:
+def _conversions(head: Mapping[str, Any], table: pa.Table) -> outputs.ConversionSet:
     tasks = table.column("task").to_pylist()
-    made = [Conversion(document, task) for document, task in zip(_records(table), tasks, strict=True)]
-    return ConversionSet(head["tenant"], made, _set_aside(head))
+    made = [outputs.Conversion(document, task) for document, task in zip(_records(table), tasks, strict=True)]
+    return outputs.ConversionSet(head["tenant"], made, _set_aside(head))
 
 
-def _chunk_rows(value: ChunkSet) -> pa.Table:
+def _chunk_rows(value: outputs.ChunkSet) -> pa.Table:
     table = pa.Table.from_pylist([chunk.to_dict() for chunk in value.chunks], schema=_CHUNKS)
     return table.append_column("model", pa.array([value.model] * len(value.chunks), _TEXT))
 
 
-def _chunks(head: Mapping[str, Any], table: pa.Table) -> ChunkSet:
+def _chunks(head: Mapping[str, Any], table: pa.Table) -> outputs.ChunkSet:
     chunks = [Chunk.from_dict(row) for row in table.select(_CHUNKS.names).to_pylist()]
-    return ChunkSet(head["tenant"], chunks, head["model"], head["max_tokens"], _set_aside(head))
+    return outputs.ChunkSet(head["tenant"], chunks, head["model"], head["max_tokens"], _set_aside(head))
 
 
 _PER_ROW: Final = {
@@ -218,7 +155,7 @@ _PER_ROW: Final = {
 _EMBEDDING_HEAD: Final = ("tenant", "model", "model_digest", "prompt", "chunks_digest", "dimension", "normalized")
 
 
-def _embedding_rows(value: EmbeddingSet) -> pa.Table:
+def _embedding_rows(value: outputs.EmbeddingSet) -> pa.Table:
     count = len(value.chunk_ids)
     columns = {column: pa.array(_texts(getattr(value, name), count), _TEXT) for name, column in _PER_ROW.items()}
     columns["vector"] = rows_of(value.vectors)
@@ -232,57 +169,71 @@ def _texts(values: Sequence[str], count: int) -> list[str]:
     return list(values) or [""] * count
 
 
-def _embeddings(head: Mapping[str, Any], table: pa.Table) -> EmbeddingSet:
+def _embeddings(head: Mapping[str, Any], table: pa.Table) -> outputs.EmbeddingSet:
     texts = {name: table.column(column).to_pylist() for name, column in _PER_ROW.items()}
     own = {name: head[name] for name in _EMBEDDING_HEAD}
-    return EmbeddingSet(vectors=vectors_of(table.column("vector")), set_aside=_set_aside(head), **texts, **own)
+    return outputs.EmbeddingSet(vectors=vectors_of(table.column("vector")), set_aside=_set_aside(head), **texts, **own)
 
 
-def _index_rows(value: IndexSummary) -> pa.Table:
+def _index_rows(value: outputs.IndexSummary) -> pa.Table:
     return pa.Table.from_pylist([asdict(value)])
 
 
-def _answer_rows(value: list[Answer]) -> pa.Table:
+def _answer_rows(value: list[outputs.Answer]) -> pa.Table:
     return pa.Table.from_pylist([asdict(answer) for answer in value], schema=_ANSWERS)
 
 
-def _answers(_head: Mapping[str, Any], table: pa.Table) -> list[Answer]:
+def _answers(_head: Mapping[str, Any], table: pa.Table) -> list[outputs.Answer]:
     return [
-        Answer(
+        outputs.Answer(
             row["question"],
-            tuple(Passage(**{**passage, "headings": tuple(passage["headings"])}) for passage in row["passages"]),
+            tuple(
+                outputs.Passage(**{**passage, "headings": tuple(passage["headings"])}) for passage in row["passages"]
+            ),
         )
         for row in table.select(_ANSWERS.names).to_pylist()
     ]
 
 
 def _is_answers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, Answer) for one in value)
+    return isinstance(value, list) and all(isinstance(one, outputs.Answer) for one in value)
 
 
 _KINDS: Final = (
-    _Kind("documents", lambda v: isinstance(v, DocumentSet), lambda v: _head(v, "tenant"), _document_rows, _documents),
+    _Kind(
+        "documents",
+        lambda v: isinstance(v, outputs.DocumentSet),
+        lambda v: _head(v, "tenant"),
+        _document_rows,
+        _documents,
+    ),
     _Kind(
         "conversions",
-        lambda v: isinstance(v, ConversionSet),
+        lambda v: isinstance(v, outputs.ConversionSet),
         lambda v: _head(v, "tenant"),
         _conversion_rows,
         _conversions,
     ),
     _Kind(
         "chunks",
-        lambda v: isinstance(v, ChunkSet),
+        lambda v: isinstance(v, outputs.ChunkSet),
         lambda v: _head(v, "tenant", "model", "max_tokens"),
         _chunk_rows,
         _chunks,
     ),
     _Kind(
         "embeddings",
-        lambda v: isinstance(v, EmbeddingSet),
+        lambda v: isinstance(v, outputs.EmbeddingSet),
         lambda v: _head(v, *_EMBEDDING_HEAD),
         _embedding_rows,
         _embeddings,
     ),
-    _Kind("index", lambda v: isinstance(v, IndexSummary), asdict, _index_rows, lambda head, _: IndexSummary(**head)),
+    _Kind(
+        "index",
+        lambda v: isinstance(v, outputs.IndexSummary),
+        asdict,
+        _index_rows,
+        lambda head, _: outputs.IndexSummary(**head),
+    ),
     _Kind("answers", _is_answers, lambda _: {}, _answer_rows, _answers),
 )

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from dagster import MultiPartitionKey
 
+from medkg.errors import ConfigError
+
 if TYPE_CHECKING:
     from medkg.dagster.step import StepIdentity
 
@@ -20,7 +22,7 @@ TENANT_DIMENSION = "tenant"
 """Dimension of a multi-partition key that names the tenant."""
 
 
-class TenantError(ValueError):
+class TenantError(ConfigError):
     """No tenant, a blank one, or several at once. Nothing was sent."""
 
 

@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from medkg.extras import packages_of
 from medkg.results import ExportBatch, SparseVectors
 from medkg.vectors import layout
 
@@ -32,11 +33,8 @@ def load() -> Any:
     Raises:
         ModuleNotFoundError: It is not; the message names the extra.
     """
-    try:
+    with packages_of("arrow", "pyarrow", user="Arrow and Parquet files need"):
         importlib.import_module("pyarrow")
-    except ModuleNotFoundError as error:
-        message = "Arrow and Parquet files need pyarrow: pip install 'medkg[arrow]'"
-        raise ModuleNotFoundError(message, name=error.name) from error
     return SimpleNamespace(
         write_ipc=_write_ipc,
         write_parquet=_write_parquet,

@@ -14,17 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-try:
-    import lancedb
-    import pyarrow as pa
-except ModuleNotFoundError as _missing:
-    if (_missing.name or "").partition(".")[0] not in {"lancedb", "pyarrow"}:
-        raise
-    _msg = f"medkg.vectors.LanceStore needs {_missing.name}, which is not installed: pip install 'medkg[lance]'"
-    raise ModuleNotFoundError(_msg, name=_missing.name) from _missing
-
+from medkg.extras import packages_of
 from medkg.results import CollectionInfo
 from medkg.vectors.exact import ExactStore, Rows
+
+with packages_of("lance", "lancedb", "pyarrow", user="medkg.vectors.LanceStore needs"):
+    import lancedb
+    import pyarrow as pa
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

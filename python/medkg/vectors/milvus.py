@@ -15,17 +15,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-try:
-    from pymilvus import DataType, MilvusClient
-except ModuleNotFoundError as _missing:
-    if (_missing.name or "").partition(".")[0] != "pymilvus":
-        raise
-    _msg = "medkg.vectors.MilvusStore needs pymilvus, which is not installed: pip install 'medkg[milvus]'"
-    raise ModuleNotFoundError(_msg, name="pymilvus") from _missing
-
+from medkg.extras import packages_of
 from medkg.results import CollectionInfo
 from medkg.vectors import checks
 from medkg.vectors.exact import ExactStore, Rows
+
+with packages_of("milvus", "pymilvus", user="medkg.vectors.MilvusStore needs"):
+    from pymilvus import DataType, MilvusClient
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -74,9 +74,8 @@ class Health:
         self.seen = seen
         self.losses = [at for at in self.losses if now - at < _LATELY]
         needed = lost_after if seen != "ready" else min(ready_after * max(1, len(self.losses)), _MOST_LOOKS)
-        if seen == self.state or (self.looks < needed and self.state is not None):
-            return False
-        if self.state is None and seen != "ready" and self.looks < needed:
+        is_first_and_ready = self.state is None and seen == "ready"
+        if seen == self.state or (self.looks < needed and not is_first_and_ready):
             return False
         if seen != "ready" and self.state in {"ready", None}:
             self.losses.append(now)
