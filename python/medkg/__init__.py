@@ -187,7 +187,7 @@ __all__ = [
     "context",
 ]
 
-_HOMES = ("errors", "config", "results", "call_context", "client", "aio")
+_HOMES = ("errors", "call_context", "client", "config", "results", "aio")
 """Where the names of ``__all__`` live, cheapest first."""
 
 
