@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from contextlib import suppress
@@ -40,18 +41,25 @@ def free_port() -> int:
 
 
 class Redis:
-    """A `redis-server` on the loopback, with nothing on disk."""
+    """A `redis-server` on the loopback, with nothing on disk; with a certificate and its key, over TLS alone."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, pair: tuple[Path, Path] | None = None) -> None:
         self.folder = folder
+        self.pair = pair
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}"
+        self.url = f"{'rediss' if pair else 'redis'}://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Waits until it answers."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        settings = ["--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
+        if self.pair is None:
+            settings += ["--port", str(self.port)]
+        else:
+            certificate, key = map(str, self.pair)
+            settings += ["--port", "0", "--tls-port", str(self.port), "--tls-auth-clients", "no"]
+            settings += ["--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(
                 [program("redis-server"), *settings],
@@ -73,7 +81,7 @@ class Redis:
     def call(self, *words: str) -> bytes:
         """The answer to one command, as it is on the wire."""
         parts = [f"${len(word.encode())}\r\n{word}\r\n" for word in words]
-        with socket.create_connection(("127.0.0.1", self.port), timeout=10) as wire, wire.makefile("rb") as answer:
+        with self._connected() as wire, wire.makefile("rb") as answer:
             wire.sendall(f"*{len(words)}\r\n{''.join(parts)}".encode())
             return _reply(answer)
 
@@ -91,6 +99,14 @@ class Redis:
             self.process.kill()
             self.process.wait(30)
             self.process = None
+
+    def _connected(self) -> socket.socket:
+        wire = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+        if self.pair is None:
+            return wire
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # the tests' own, on the loopback
+        return trusting.wrap_socket(wire)
 
     def _running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None, "it was not started"
