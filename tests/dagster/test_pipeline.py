@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
+import pyarrow.parquet as pq
 import pytest
 
 from medkg.dagster import tables
@@ -49,7 +50,7 @@ def answers(home: Lab, outcome: Outcome) -> list[Answer]:
     """What the run stored."""
     assert outcome.status == "SUCCESS"
     stored = Path(home.instance.storage_directory(), "medkg", "reranked_answers.parquet")
-    found: list[Answer] = tables.from_table(tables.read(stored.read_bytes(), "parquet"))
+    found: list[Answer] = tables.from_table(pq.read_table(stored))
     return found
 
 
