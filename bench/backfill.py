@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 _POLL = 0.05
+_PARTS = "embedded/*/*/part-*.parquet"
 COLLECTION = "notes"
 
 
@@ -133,14 +134,14 @@ def kill_and_resume(backfill: Backfill, address: str, *, deadline: float = 7200.
         CandidateError: It failed, or took too long.
     """
     tables, half = backfill.folder / "tables", backfill.batches // 2
-    being_embedded = tables / "chunks" / f"{half:0{len(str(backfill.batches - 1))}d}.parquet"
+    chunks = tables / "chunks" / f"{half:0{len(str(backfill.batches - 1))}d}.parquet"
     with _process(backfill, address) as process:
         ends = time.monotonic() + deadline
-        while not being_embedded.exists():
+        while not _some_are_embedded(chunks, tables):
             if process.poll() is not None or time.monotonic() > ends:
                 raise CandidateError(backfill.log.read_text(encoding="utf-8")[-4000:])
             time.sleep(_POLL)
-    before, kept = backfill.told(), _column(tables, "embedded/*/*/part-*.parquet", "content_sha256")
+    before, kept = backfill.told(), _column(tables, _PARTS, "content_sha256")
     with _process(backfill, address) as process:
         try:
             code = process.wait(deadline)
@@ -152,9 +153,17 @@ def kill_and_resume(backfill: Backfill, address: str, *, deadline: float = 7200.
         before=before,
         after=backfill.told()[len(before) :],
         kept=kept,
-        texts=_column(tables, "embedded/*/*/part-*.parquet", "content_sha256"),
+        texts=_column(tables, _PARTS, "content_sha256"),
         chunk_ids=_column(tables, "embeddings/*.parquet", "chunk_id"),
     )
+
+
+def _some_are_embedded(chunks: Path, tables: Path) -> bool:
+    """Whether the first vectors of a batch with these chunks are stored."""
+    if not chunks.exists():
+        return False
+    since = chunks.stat().st_mtime_ns
+    return any(part.stat().st_mtime_ns > since for part in tables.glob(_PARTS))
 
 
 def rows(outcome: Outcome, *, documents: int, points: int) -> list[Row]:
