@@ -114,7 +114,7 @@ def test_the_quality_report_counts_what_was_made_and_how_fast(clinical: Chunker,
 
 
 def growth(chunker: Chunker, folder: Path, copies: int) -> tuple[int, int, int]:
-    """Chunk copies of the samples; give documents, and resident memory in KiB after a tenth of them and at the end."""
+    """Chunk copies of the samples; give documents, and the most resident memory in KiB in the first half and in all."""
     for number in range(copies):
         for path in SAMPLES.iterdir():
             shutil.copy(path, folder / f"{number:04d}-{path.name}")
@@ -125,16 +125,17 @@ def growth(chunker: Chunker, folder: Path, copies: int) -> tuple[int, int, int]:
         assert not isinstance(outcome, DocumentFailure), outcome
         assert isinstance(outcome, DocumentChunks)
         quality.add(outcome.document, outcome.chunks)
-        if done == max(20, total // 10):
+        if done == total // 2:
             settled = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return quality.documents, settled, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @pytest.mark.requirement("isolation 1.4")
 @pytest.mark.parametrize("copies", [6, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_thousand_documents_take_no_more_memory_than_a_hundred(
+def test_a_thousand_documents_take_no_more_memory_than_half_of_them(
     copies: int, clinical: Chunker, tmp_path: Path
 ) -> None:
     documents, settled, peak = growth(clinical, tmp_path, copies)
     assert documents == copies * 10
-    assert peak - settled < 48 * 1024, f"grew by {(peak - settled) / 1024:.0f} MiB"
+    # What the garbage collector has not come to yet is in the first half too; 32 KiB kept of each document would show.
+    assert peak - settled < 16 * 1024, f"grew by {(peak - settled) / 1024:.0f} MiB"
