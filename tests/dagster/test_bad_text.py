@@ -12,8 +12,8 @@ import pytest
 from upath import UPath
 
 import medkg
-from medkg.chunking import Chunk, Chunker, DoclingServeUnavailableError, load_document
-from medkg.dagster import RunServices, ingestion, retrieval
+from medkg.chunking import Chunk, Chunker, ChunkingQuality, DoclingServeUnavailableError, load_document
+from medkg.dagster import RunServices, chunk_embedding, ingestion, retrieval
 from medkg.dagster.embedding_store import EmbeddingStore, Recipe
 from medkg.failure_class import FailureClass
 
@@ -42,12 +42,12 @@ def chunk(document: str, ordinal: int, text: str) -> Chunk:
     )
 
 
-def embed(chunks: list[Chunk], run: RunServices, folder: Path, **other: Any) -> ingestion.Embedded:
+def embed(chunks: list[Chunk], run: RunServices, folder: Path, **other: Any) -> chunk_embedding.Embedded:
     """Embeds by the server's model, of which a test may say something else."""
     (model,) = run.embedding.models()
     store = EmbeddingStore(UPath(folder), tenant=run.tenant, recipe=Recipe(model.digest, ""))
     model = replace(model, **other)
-    return ingestion.embed_chunks(chunks, run, model=model, store=store, run_id="run", progress=quiet)
+    return chunk_embedding.embed_chunks(chunks, run, model=model, store=store, run_id="run", progress=quiet)
 
 
 def quiet(done: int, total: int) -> None:
@@ -173,7 +173,9 @@ def test_a_docling_serve_that_is_away_sets_no_pdf_aside_but_has_the_step_retried
         silent.bind(("127.0.0.1", 0))  # and does not listen
         address = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(DoclingServeUnavailableError, match="is not available") as caught:
-            ingestion.chunk_documents(documents, chunker, docling_serve=address, progress=quiet)
+            ingestion.chunk_documents(
+                documents, chunker, docling_serve=address, quality=ChunkingQuality(256), progress=quiet
+            )
     assert caught.value.failure_class is FailureClass.NETWORK
 
 

@@ -1,17 +1,17 @@
 """The component, as Dagster's own command line sees it."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 import yaml
+from click.testing import CliRunner
 from dagster.components.core.component_tree import ComponentTreeException
 from dagster.components.testing.utils import create_defs_folder_sandbox
+from dagster_dg_cli.cli import cli
 
 import medkg
 from medkg.dagster import MedkgPipelineComponent
@@ -55,34 +55,34 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def dg_command(project: Path, *arguments: str, **environment: str) -> str:
-    """What a command of `dg` prints; it succeeds."""
-    telemetry = {"DAGSTER_DISABLE_TELEMETRY": "yes"}
-    command = Path(sys.executable).with_name("dg")
-    done = subprocess.run(
-        [command, *arguments],
-        cwd=project,
-        env={**os.environ, "PYTHONPATH": str(project), "DAGSTER_HOME": str(project), **telemetry, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+@pytest.fixture
+def dg_command(project: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Runs a command of `dg` in the project, in this process; gives what it prints. It succeeds."""
+    monkeypatch.chdir(project)
+    monkeypatch.syspath_prepend(project)
+    monkeypatch.setenv("DAGSTER_IS_DEV_CLI", "1")  # as the command does, which would leave it behind
+    home = {"DAGSTER_HOME": str(project), "DAGSTER_DISABLE_TELEMETRY": "yes"}
+
+    def run(*arguments: str, **environment: str) -> str:
+        done = CliRunner().invoke(cli, arguments, env={**home, **environment})
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    return run
 
 
-def test_dg_finds_scaffolds_checks_and_lists_the_component(project: Path) -> None:
-    found = json.loads(dg_command(project, "list", "components", "--json"))
+def test_dg_finds_scaffolds_checks_and_lists_the_component(project: Path, dg_command: Callable[..., str]) -> None:
+    found = json.loads(dg_command("list", "components", "--json"))
     assert NAME in {component["key"] for component in found["items"]}
 
-    dg_command(project, "scaffold", "defs", NAME, "literature")
+    dg_command("scaffold", "defs", NAME, "literature")
     written = project / "clinic" / "defs" / "literature" / "defs.yaml"
     said = yaml.safe_load(written.read_text())
     assert said["type"] == NAME
     assert (written.parent / "documents").is_dir()
     assert 'tenant = "dev"' in (written.parent / "config" / "dev.toml").read_text()
 
-    listed = json.loads(dg_command(project, "list", "defs", "--json", MEDKG_ADDRESS="http://127.0.0.1:9"))
+    listed = json.loads(dg_command("list", "defs", "--json", MEDKG_ADDRESS="http://127.0.0.1:9"))
     assert {"documents", "chunks", "embeddings", "vector_index", "reranked_answers"} <= {
         asset["asset_key"] for asset in listed["assets"]
     }

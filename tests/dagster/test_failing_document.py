@@ -10,7 +10,7 @@ from upath import UPath
 
 import medkg
 from medkg.chunking import Chunk
-from medkg.dagster import RunServices, ingestion
+from medkg.dagster import RunServices, chunk_embedding
 from medkg.dagster.embedding_store import EmbeddingStore, Recipe
 
 if TYPE_CHECKING:
@@ -81,8 +81,8 @@ def test_a_document_that_keeps_failing_is_set_aside_if_the_server_answers_others
         )
         store = EmbeddingStore(UPath(tmp_path), tenant="clinic", recipe=Recipe(model.digest, ""))
 
-        def embed() -> ingestion.Embedded:
-            return ingestion.embed_chunks(
+        def embed() -> chunk_embedding.Embedded:
+            return chunk_embedding.embed_chunks(
                 CHUNKS,
                 run,
                 model=model,

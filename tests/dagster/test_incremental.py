@@ -15,7 +15,7 @@ from upath import UPath
 
 import medkg
 from medkg.chunking import Chunk
-from medkg.dagster import RunServices, ingestion
+from medkg.dagster import RunServices, chunk_embedding
 from medkg.dagster.embedding_store import EmbeddingStore, Recipe, content_sha256
 
 if TYPE_CHECKING:
@@ -46,11 +46,13 @@ def model(run: RunServices) -> ModelInfo:
     return model
 
 
-def embed(chunks: list[Chunk], run: RunServices, model: ModelInfo, base: Path, **options: Any) -> ingestion.Embedded:
+def embed(
+    chunks: list[Chunk], run: RunServices, model: ModelInfo, base: Path, **options: Any
+) -> chunk_embedding.Embedded:
     recipe = Recipe(model.digest, model.prompts.get(model.default_prompt or "", ""))
     store = EmbeddingStore(UPath(base), tenant=options.pop("tenant", "clinic"), recipe=recipe)
     options = {"run_id": "run-1", "progress": lambda _done, _total: None, **options}
-    return ingestion.embed_chunks(chunks, run, model=model, store=store, **options)
+    return chunk_embedding.embed_chunks(chunks, run, model=model, store=store, **options)
 
 
 def test_only_what_is_new_is_embedded_and_each_row_says_by_which_run(
@@ -106,7 +108,7 @@ KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[3])
 import medkg
-from medkg.dagster import embedding_store, ingestion
+from medkg.dagster import embedding_store, chunk_embedding
 from tests.dagster import test_incremental as here
 
 def add(self, *arguments, **options):
@@ -123,7 +125,7 @@ with medkg.connect(address=sys.argv[1], tenant="clinic") as services:
 
 
 def many() -> list[Chunk]:
-    return [chunk(f"note-{n:04d}", 0, f"Patient {n} has gout.") for n in range(3 * ingestion.GROUP_CHUNKS)]
+    return [chunk(f"note-{n:04d}", 0, f"Patient {n} has gout.") for n in range(3 * chunk_embedding.GROUP_CHUNKS)]
 
 
 def test_a_step_that_is_killed_goes_on_where_it_was(
@@ -133,8 +135,8 @@ def test_a_step_that_is_killed_goes_on_where_it_was(
     command = [sys.executable, "-W", "ignore", "-c", KILLED, server.address, str(tmp_path), root]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     done = embed(many(), run, model, tmp_path, run_id="run-2")
-    assert (done.computed, done.reused) == (ingestion.GROUP_CHUNKS, 2 * ingestion.GROUP_CHUNKS)
-    assert done.vectors.shape == (3 * ingestion.GROUP_CHUNKS, 384)
+    assert (done.computed, done.reused) == (chunk_embedding.GROUP_CHUNKS, 2 * chunk_embedding.GROUP_CHUNKS)
+    assert done.vectors.shape == (3 * chunk_embedding.GROUP_CHUNKS, 384)
 
 
 def test_many_small_files_become_one_while_others_read_and_write(tmp_path: Path) -> None:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -17,7 +14,6 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from medkg.local import LocalServer
 
@@ -107,56 +103,27 @@ def test_a_fault_that_waiting_does_not_mend_is_not_retried(lab: Lab, server: Loc
     assert "dagster/max_retries" not in outcome.tags
 
 
-def test_terminate_interrupts_a_step_that_waits_in_a_call(tmp_path: Path, lab: Lab) -> None:
-    home = tmp_path / "home"
-    home.mkdir()
-    (home / "dagster.yaml").write_text("telemetry: {enabled: false}\n", encoding="utf-8")
-    config = tmp_path / "run.json"
-    with socket.socket() as silent:  # accepts, and never says a word
+def test_terminate_interrupts_a_step_that_waits_in_a_call(lab: Lab) -> None:
+    with socket.socket() as silent, ThreadPoolExecutor(1) as helper:  # accepts, and never says a word
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         silent.settimeout(DEADLINE)
-        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        settings = {"address": address, "timeout": 3600.0, "tenant": "clinic"}
-        config.write_text(json.dumps({"resources": {"gpu_services": {"config": settings}}}), encoding="utf-8")
-        tags = json.dumps({lab.projects.MARKS_TAG: str(lab.marks)})
-        target = ("-f", str(lab.projects.__file__), "-a", "blocked_job", "-c", str(config), "--tags", tags)
-        with (tmp_path / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-W",
-                    "ignore",
-                    "-m",
-                    "dagster",
-                    "job",
-                    "execute",
-                    *target,
-                    "-c",
-                    str(config),
-                    "--tags",
-                    tags,
-                ],
-                env={**os.environ, "DAGSTER_HOME": str(home)},
-                stdout=log,
-                stderr=log,
-            )
-        try:
+
+        def terminate_when_the_call_is_on_its_way() -> bytes:
             connection, _ = silent.accept()
             with connection:
-                assert connection.recv(3) == b"PRI"  # HTTP/2's greeting: the call is on its way
-                process.send_signal(signal.SIGTERM)
-                process.wait(DEADLINE)
-        finally:
-            process.kill()
-            process.wait()
-    with dg.DagsterInstance.from_config(str(home)) as instance:
-        (run,) = instance.get_runs()
-        assert run.status in {dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED}
-        failures = instance.get_records_for_run(run.run_id, of_type=dg.DagsterEventType.STEP_FAILURE).records
-        (failure,) = (record.event_log_entry.dagster_event for record in failures)
-        assert failure is not None
-        assert failure.step_key == "blocked_call"
-        error = failure.step_failure_data.error
-        assert error is not None
-        assert error.cls_name in {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
+                greeting = connection.recv(3)
+                os.kill(os.getpid(), signal.SIGTERM)  # what Kubernetes sends to a run's process, which is this one
+                wait_until(lambda: connection.recv(1024) == b"", "the step goes on")
+                return greeting
+
+        terminating = helper.submit(terminate_when_the_call_is_on_its_way)
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        services = {"address": address, "timeout": 3600.0, "tenant": "clinic"}
+        outcome = lab.run("blocked_job", services=services)
+        assert terminating.result() == b"PRI"  # HTTP/2's
+    assert outcome.status in {"FAILURE", "CANCELED"}
+    (failure,) = outcome.of("STEP_FAILURE", "blocked_call")
+    error = failure.step_failure_data.error
+    assert error is not None
+    assert error.cls_name in {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}

@@ -5,8 +5,6 @@ was made for another tenant: Dagster stores outputs by asset, so a step launched
 index what the last run stored for another.
 """
 
-import time
-from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from os import PathLike, fspath
@@ -15,14 +13,11 @@ from typing import Final, Literal
 import dagster as dg
 
 from medkg.chunking import Strategy
-from medkg.dagster import ingestion, metadata, pictures, previews
-from medkg.dagster.asset_rules import find_model, log_progress, report_set_aside, require_tenant, seconds_since
-from medkg.dagster.choices import DocumentsConfig, Pipeline
+from medkg.dagster.choices import Pipeline
 from medkg.dagster.conversion_assets import conversion_assets
+from medkg.dagster.document_assets import chunks_asset, documents_asset
 from medkg.dagster.index_assets import embeddings_asset, reranked_answers_asset, vector_index_asset
-from medkg.dagster.outputs import ChunkSet, DocumentSet
 from medkg.dagster.partitions import DocumentPartitions
-from medkg.dagster.resource import GpuServicesResource
 from medkg.errors import ConfigError
 
 _MOST_CANDIDATES: Final = 1024
@@ -101,92 +96,9 @@ def medkg_assets(
         storage=storage,
         freshness=None if freshness is None else dg.FreshnessPolicy.time_window(fail_window=freshness),
     )
-    if manual and docling_serve is None:
+    if manual and not docling_serve:
         msg = "docling_serve: manual conversion needs the address of one, such as http://docling:5001"
         raise ConfigError(msg, field_violations=[("docling_serve", "is missing")])
-    head = conversion_assets(pipeline, docling_serve) if manual and docling_serve else [_documents(pipeline)]
-    stages = (_chunks, embeddings_asset, vector_index_asset, reranked_answers_asset)
+    head = conversion_assets(pipeline, docling_serve) if manual and docling_serve else [documents_asset(pipeline)]
+    stages = (chunks_asset, embeddings_asset, vector_index_asset, reranked_answers_asset)
     return [*head, *(make(pipeline) for make in stages)]
-
-
-def _documents(pipeline: Pipeline) -> dg.AssetsDefinition:
-    @pipeline.asset("documents", "The documents there are: where, which version, how large.", kinds={"files"})
-    def asset(
-        context: dg.AssetExecutionContext, config: DocumentsConfig, gpu_services: GpuServicesResource
-    ) -> dg.Output[DocumentSet]:
-        started = time.perf_counter()
-        with gpu_services.for_run(context) as run:
-            loaded, failed = ingestion.read_documents(
-                pipeline.paths_of(run.tenant, config),
-                wanted=pipeline.wants(context, config),
-                progress=log_progress(context, "files read"),
-            )
-        report_set_aside(context, failed, left=len(loaded), what="document", may_be_empty=pipeline.may_be_empty)
-        formats = Counter(ingestion.format_of(document) for document in loaded)
-        return dg.Output(
-            DocumentSet(run.tenant, loaded, failed),
-            metadata={
-                "dagster/row_count": len(loaded),
-                "medkg/tenant": run.tenant,
-                "medkg/seconds": seconds_since(started),
-                "medkg/formats": ", ".join(f"{count} {name}" for name, count in sorted(formats.items())),
-                "medkg/preview": previews.documents_table(loaded),
-                **metadata.set_aside(failed),
-            },
-        )
-
-    return asset
-
-
-def _chunks(pipeline: Pipeline) -> dg.AssetsDefinition:
-    @pipeline.asset(
-        "chunks",
-        "Passages of the documents, none longer than the embedding model takes.",
-        kinds={"docling", "grpc"},
-        after=["documents"],
-    )
-    def asset(
-        context: dg.AssetExecutionContext, gpu_services: GpuServicesResource, documents: DocumentSet
-    ) -> dg.Output[ChunkSet]:
-        from medkg.chunking import Chunker, ChunkingQuality  # noqa: PLC0415 - Docling is heavy: this is its first use
-
-        started = time.perf_counter()
-        with gpu_services.for_run(context) as run:
-            require_tenant(run.tenant, documents.tenant, "documents")
-            # First the tokenizer: that call waits for a model that still loads, and a list of models does not.
-            tokenizer = run.embedding.tokenizer(pipeline.embedding_model)
-            model = find_model(run.embedding.models(), tokenizer.model)
-            quality = ChunkingQuality(model.max_tokens)
-            made, failed = ingestion.chunk_documents(
-                documents.documents,
-                Chunker(tokenizer.json, model.max_tokens, strategy=pipeline.strategy),
-                docling_serve=pipeline.docling_serve,
-                quality=quality,
-                progress=log_progress(context, "documents chunked"),
-            )
-        report_set_aside(context, failed, left=len(made), what="chunk", may_be_empty=pipeline.may_be_empty)
-        for problem in quality.examples:
-            context.log.warning("%s", problem)
-        counts = [chunk.token_count for chunk in made]
-        return dg.Output(
-            ChunkSet(run.tenant, made, model.name, model.max_tokens, failed),
-            metadata={
-                "dagster/row_count": len(made),
-                "medkg/tenant": run.tenant,
-                "medkg/seconds": seconds_since(started),
-                "medkg/model": model.name,
-                "medkg/strategy": pipeline.strategy,
-                "medkg/documents": len({chunk.document_id for chunk in made}),
-                "medkg/tokens": sum(counts),
-                "medkg/longest": max(counts, default=0),
-                "medkg/limit": model.max_tokens,
-                "medkg/token_counts": pictures.histogram(
-                    counts, title="Chunks by length", unit="tokens", limit=model.max_tokens
-                ),
-                "medkg/quality": dg.MetadataValue.json(quality.to_dict()),
-                "medkg/preview": previews.chunks_table(made),
-                **metadata.set_aside(failed),
-            },
-        )
-
-    return asset

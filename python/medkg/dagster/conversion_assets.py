@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import dagster as dg
 
-from medkg.dagster import conversion, ingestion, metadata, previews
+from medkg.dagster import conversion, metadata
 from medkg.dagster.asset_rules import log_progress, refusal, report_set_aside, require_tenant
 from medkg.dagster.choices import DocumentsConfig, Pipeline
 from medkg.dagster.conversion import ConversionStorage
+from medkg.dagster.document_assets import documents_output, list_documents
 from medkg.dagster.io_manager import storage_path
 from medkg.dagster.outputs import ConversionSet, DocumentSet
 from medkg.dagster.resource import GpuServicesResource
@@ -40,13 +41,7 @@ def conversion_assets(pipeline: Pipeline, docling_serve: str) -> list[dg.AssetsD
     def pdf_metadata(
         context: dg.AssetExecutionContext, config: DocumentsConfig, gpu_services: GpuServicesResource
     ) -> dg.Output[DocumentSet]:
-        with gpu_services.for_run(context) as run:
-            found, failed = ingestion.read_documents(
-                pipeline.paths_of(run.tenant, config),
-                wanted=pipeline.wants(context, config),
-                progress=log_progress(context, "files read"),
-            )
-        return _documents(context, pipeline, DocumentSet(run.tenant, found, failed))
+        return documents_output(context, pipeline, list_documents(context, pipeline, config, gpu_services))
 
     @pipeline.asset("pdfs", "The PDF, kept as they were listed.", kinds={"pdf"}, after=["pdf_metadata"])
     def pdfs(
@@ -57,7 +52,7 @@ def conversion_assets(pipeline: Pipeline, docling_serve: str) -> list[dg.AssetsD
             kept, failed = conversion.keep_pdfs(
                 pdf_metadata.documents, storage(context, run.tenant), progress=log_progress(context, "PDF kept")
             )
-        return _documents(context, pipeline, DocumentSet(run.tenant, kept, failed))
+        return documents_output(context, pipeline, DocumentSet(run.tenant, kept, failed))
 
     @pipeline.asset("conversions", "What a docling-serve converts.", kinds={"docling"}, after=["pdfs"])
     def conversions(
@@ -102,7 +97,7 @@ def conversion_assets(pipeline: Pipeline, docling_serve: str) -> list[dg.AssetsD
                 " Launch this again later, or leave it to conversion_sensor"
             )
             raise refusal(msg)
-        return _documents(context, pipeline, DocumentSet(run.tenant, found, failed))
+        return documents_output(context, pipeline, DocumentSet(run.tenant, found, failed))
 
     return [pdf_metadata, pdfs, conversions, documents]
 
@@ -207,19 +202,3 @@ def _handed_in(record: dg.EventLogRecord) -> dict[str, Any]:
         "tenant": made.metadata["medkg/tenant"].value,
         "tasks": made.metadata[TASKS_KEY].value,
     }
-
-
-def _documents(context: dg.AssetExecutionContext, pipeline: Pipeline, found: DocumentSet) -> dg.Output[DocumentSet]:
-    """Hands documents on, with what a person wants to see of them."""
-    report_set_aside(
-        context, found.set_aside, left=len(found.documents), what="document", may_be_empty=pipeline.may_be_empty
-    )
-    return dg.Output(
-        found,
-        metadata={
-            "dagster/row_count": len(found.documents),
-            "medkg/tenant": found.tenant,
-            "medkg/preview": previews.documents_table(found.documents),
-            **metadata.set_aside(found.set_aside),
-        },
-    )

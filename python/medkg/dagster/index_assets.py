@@ -5,7 +5,7 @@ from typing import Any
 
 import dagster as dg
 
-from medkg.dagster import ingestion, metadata, previews, retrieval
+from medkg.dagster import chunk_embedding, metadata, previews, retrieval
 from medkg.dagster.asset_rules import (
     current_index,
     find_model,
@@ -43,7 +43,7 @@ def embeddings_asset(pipeline: Pipeline) -> dg.AssetsDefinition:
             require_tenant(run.tenant, chunks.tenant, "chunks")
             model = find_model(run.embedding.models(), chunks.model)
             recipe = Recipe(model.digest, model.prompts.get(model.default_prompt or "", ""))
-            done = ingestion.embed_chunks(
+            done = chunk_embedding.embed_chunks(
                 chunks.chunks,
                 run,
                 model=model,
@@ -62,7 +62,7 @@ def embeddings_asset(pipeline: Pipeline) -> dg.AssetsDefinition:
         )
         vectors, seconds = done.vectors, seconds_since(started)
         return dg.Output(
-            ingestion.embedding_set(done, chunks, model=model, prompt=recipe.prompt),
+            chunk_embedding.embedding_set(done, chunks, model=model, prompt=recipe.prompt),
             metadata={
                 "dagster/row_count": len(vectors),
                 "medkg/tenant": run.tenant,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+from medkg.errors import MedkgError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -23,6 +25,14 @@ class SetAside:
     """Path or id of the document."""
     reason: str
     """What was wrong with it, and where."""
+
+    @classmethod
+    def of(cls, document: str, error: Exception) -> SetAside:
+        """A document that failed with this error."""
+        if isinstance(error, MedkgError):
+            return cls(document, error.message)
+        text = str(error).strip() or "no message"
+        return cls(document, text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from medkg.dagster.ingestion import GROUP_CHUNKS, by_document, require_same_model
+from medkg import RerankQuery
+from medkg.dagster.chunk_embedding import GROUP_CHUNKS, by_document, require_same_model
 from medkg.dagster.outputs import Answer, Passage
 from medkg.filters import Equals
 
@@ -137,8 +138,6 @@ def answer_questions(
     Raises:
         medkg.ValidationError: The questions were embedded by other weights than the collection.
     """
-    from medkg import RerankQuery  # noqa: PLC0415 - the other names of medkg are only types here
-
     searched = search(questions, index, run, candidates=candidates)
     found, times = searched.hits, searched.times
     asked = [number for number, hits in enumerate(found) if hits]
