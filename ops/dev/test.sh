@@ -23,8 +23,9 @@ tests="$(cargo test --release --locked --workspace --bin gpu-server --no-run --m
     .venv/bin/python -c 'import json, sys; print(*(line["executable"] for line in map(json.loads, sys.stdin) if line.get("executable")))')"
 [ -z "$tests" ] || install -m 755 "$tests" build/gpu-server-tests || status=1
 
-# Each test has a time limit of its own; this one is for a runner that hangs.
-timeout --signal=INT --kill-after=60 "${MEDKG_TEST_LIMIT:-40m}" .venv/bin/python -m pytest -n "${MEDKG_TEST_WORKERS:-2}" --dist loadscope --junitxml build/junit-python.xml "${select[@]}" \
+# Each test has a time limit of its own; this one is for a runner that hangs. Modules stay in their order: by the number of
+# tests, as is the default, those with one long test would come last, and one of two workers would be idle meanwhile.
+timeout --signal=INT --kill-after=60 "${MEDKG_TEST_LIMIT:-40m}" .venv/bin/python -m pytest -n "${MEDKG_TEST_WORKERS:-2}" --dist loadscope --no-loadscope-reorder --junitxml build/junit-python.xml "${select[@]}" \
     2>&1 | tee build/python.log || status=1
 
 [ "${1:-}" != "--slow" ] || ops/dev/free-threaded.sh || status=1

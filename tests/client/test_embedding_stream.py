@@ -151,9 +151,9 @@ def test_tenant_and_trace_are_those_of_the_place_where_it_was_begun(peer: Any) -
 
 
 def long_texts() -> Iterator[str]:
-    """A batch that is answered soon, and then one of a million tokens."""
-    yield from ["short"] * 4000
-    yield from ["word " * 250] * 4000
+    """A batch that is answered soon, and then one of half a million tokens."""
+    yield from ["short"] * 2000
+    yield from ["word " * 250] * 2000
     raise ZeroDivisionError
 
 
@@ -189,8 +189,8 @@ def test_a_stream_that_is_let_go_frees_the_server(
 ) -> None:
     # Two batches: in this queue a third one would be refused beside the second.
     client = medkg.EmbeddingClient(address=narrow.address, tenant="stream", timeout=300, max_concurrent_batches=2)
-    stream = client.embed_stream(long_texts(), batch_size=4000)
-    assert len(next(stream).vectors) == 4000
+    stream = client.embed_stream(long_texts(), batch_size=2000)
+    assert len(next(stream).vectors) == 2000
     wait_until(busy)
     if how == "closed":
         stream.close()
@@ -237,12 +237,12 @@ def test_an_awaited_stream_that_is_let_go_frees_the_server(
     async def work() -> None:
         config = medkg.ClientConfig(address=narrow.address, tenant="stream", timeout=300, max_concurrent_batches=2)
         client = medkg.AsyncEmbeddingClient(config)
-        answers = client.embed_stream(long_texts(), batch_size=4000)
-        assert len((await anext(answers)).vectors) == 4000
+        answers = client.embed_stream(long_texts(), batch_size=2000)
+        assert len((await anext(answers)).vectors) == 2000
         await asyncio.to_thread(wait_until, busy)
         await answers.aclose()
         await asyncio.to_thread(wait_until, lambda: not busy(), 20.0)
-        waiting = asyncio.ensure_future(anext(client.embed_stream(["word " * 250] * 4000, batch_size=4000)))
+        waiting = asyncio.ensure_future(anext(client.embed_stream(["word " * 250] * 2000, batch_size=2000)))
         await asyncio.to_thread(wait_until, busy)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -145,7 +145,7 @@ else:
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("end", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_development_has_a_server_of_its_own(
     end: signal.Signals, tmp_path: Path, gpu_server_binary: Path, minilm_dir: Path, reranker_dir: Path
 ) -> None:
