@@ -102,7 +102,7 @@ def test_four_clients_work_over_one_connection(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch, *, registered: bool
 ) -> None:
     monkeypatch.setenv("CLINIC_SERVER", server.address)
-    connection = MedkgConnection(address=dg.EnvVar("CLINIC_SERVER"), tenant="clinic")
+    connection = MedkgConnection(address=dg.EnvVar("CLINIC_SERVER"), tenant="connected-clinic")
 
     @dg.job(resource_defs={**over(connection), **({"connection": connection} if registered else {})})
     def each() -> None:

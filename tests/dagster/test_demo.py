@@ -71,12 +71,16 @@ def test_a_run_that_fails_says_why_and_exits_with_1(command: list[str], tmp_path
     wait_until(lambda: not processes_of(tmp_path), "something was left running")
 
 
-def test_sigterm_stops_everything_it_started(command: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sign", [pytest.param("Dagster ", id="server"), pytest.param("[1/5]", id="steps", marks=pytest.mark.slow)]
+)
+def test_sigterm_stops_everything_it_started(command: list[str], tmp_path: Path, sign: str) -> None:
     log = tmp_path / "output"
     with log.open("wb") as output:
         demo = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     try:
-        wait_until(lambda: b"[1/5]" in log.read_bytes() or demo.poll() is not None, "the run did not start")
+        started = sign.encode()
+        wait_until(lambda: started in log.read_bytes() or demo.poll() is not None, f"{sign!r} was not shown")
         assert demo.poll() is None, log.read_text(encoding="utf-8")
         demo.terminate()
         assert demo.wait(DEADLINE) == 143, log.read_text(encoding="utf-8")

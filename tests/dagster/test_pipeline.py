@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .conftest import Lab, Outcome
 
-TENANT = "clinic-a"
+TENANT = "clinic-of-the-pipeline"
 SEPSIS = "How soon must antibiotics be given in septic shock?"
 VALVE = "Which anticoagulant is used in atrial fibrillation with a mechanical heart valve?"
 ASSETS = ("documents", "chunks", "embeddings", "vector_index", "reranked_answers")
@@ -142,7 +142,7 @@ def test_a_step_refuses_what_was_stored_for_another_tenant(home: Lab, outcome: O
         only="vector_index",
     )
     assert refused.status == "FAILURE"
-    assert "are of tenant 'clinic-a'" in refused.failure("vector_index")["description"]
+    assert f"are of tenant {TENANT!r}" in refused.failure("vector_index")["description"]
 
 
 @pytest.fixture
