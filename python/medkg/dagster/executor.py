@@ -73,6 +73,9 @@ def gpu_fail_fast(executor: dg.ExecutorDefinition = dg.multi_or_in_process_execu
 
     Args:
         executor: Any executor definition; its configuration schema stays as it is. By default Dagster's own default.
+
+    Raises:
+        ValueError: It has no creation function.
     """
     create = executor.executor_creation_fn
     if create is None:
