@@ -1,4 +1,4 @@
-"""One trace from the run to the call that gpu-server serves, as a collector gets it."""
+"""One trace from the run to the forward pass, as a collector gets it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+
+import medkg
 
 dg = pytest.importorskip("dagster")
 from dagster._core.definitions.reconstruct import ReconstructableJob  # noqa: E402 - after the check above
@@ -69,9 +71,15 @@ def exporting(collector: tuple[Collector, str], gpu_server_binary: Path, minilm_
         yield server
 
 
+def number(span: Any, name: str) -> int:
+    (found,) = [attribute.value for attribute in span.attributes if attribute.key == name]
+    assert found.HasField("int_value"), found
+    return found.int_value
+
+
 @pytest.mark.requirement("isolation 11.2")
 @pytest.mark.requirement("isolation 11.4")
-def test_a_run_is_one_trace_down_to_the_call_in_gpu_server(
+def test_a_run_is_one_trace_down_to_the_forward_pass(
     collector: tuple[Collector, str], exporting: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collecting, endpoint = collector
@@ -89,7 +97,7 @@ def test_a_run_is_one_trace_down_to_the_call_in_gpu_server(
         assert result.success
         trace_id = trace_id_of_run(result.run_id)
     rpc = "EmbeddingService/GenerateEmbeddings"
-    names = {"passages", "vectors", rpc}
+    names = {"passages", "vectors", rpc, "queue", "batch", "forward"}
     spans = collecting.wait_for(trace_id, names)
     by_id = {span.span_id: span for span in spans}
 
@@ -99,4 +107,35 @@ def test_a_run_is_one_trace_down_to_the_call_in_gpu_server(
         assert parent is not None or not span.parent_span_id, f"{span.name} has a parent that no collector got"
         return [*(way(parent) if parent is not None else []), span.name]
 
-    assert ("passages", "vectors", rpc) in {tuple(way(span)) for span in spans}
+    ways = {tuple(way(span)) for span in spans}
+    call = ("passages", "vectors", rpc)
+    assert {call, (*call, "queue"), (*call, "batch"), (*call, "batch", "forward")} <= ways
+    for span in spans:
+        parent = by_id.get(span.parent_span_id)
+        if parent is not None and span.name in {"queue", "batch", "forward"}:
+            assert parent.start_time_unix_nano <= span.start_time_unix_nano <= span.end_time_unix_nano
+            assert span.end_time_unix_nano <= parent.end_time_unix_nano, f"{span.name} ends after {parent.name}"
+
+
+def test_calls_that_share_a_batch_see_it_in_their_own_traces(
+    collector: tuple[Collector, str], exporting: LocalServer
+) -> None:
+    traces = [f"{number:032x}" for number in range(0xA0, 0xA8)]
+    texts = ["word " * 100] * 8
+
+    def call(trace: str) -> None:
+        with medkg.context(traceparent=f"00-{trace}-00f067aa0ba902b7-01"):
+            client.embed(texts)
+
+    with (
+        medkg.EmbeddingClient(address=exporting.address, tenant="clinic") as client,
+        ThreadPoolExecutor(len(traces)) as pool,
+    ):
+        list(pool.map(call, traces))
+    names = {"queue", "batch", "forward"}
+    for trace in traces:
+        spans = collector[0].wait_for(trace, names)
+        batches = [span for span in spans if span.name == "batch"]
+        assert sum(span.name == "queue" for span in spans) == 1
+        assert all(1 <= number(batch, "calls") <= len(traces) for batch in batches)
+        assert all(number(batch, "inputs") >= 1 and number(batch, "tokens") >= 100 for batch in batches)

@@ -10,6 +10,7 @@ use crate::model::tokenizer::Encoded;
 
 use super::models::ReadyModel;
 use super::registry::Resident as _;
+use super::spans::{Picked, Waiting};
 
 /// Who asks, and until when.
 #[derive(Debug, Clone)]
@@ -33,6 +34,8 @@ pub struct Job {
     pub reply: oneshot::Sender<Result<Computed, Error>>,
     /// When it was handed over.
     pub enqueued: Instant,
+    /// What its trace shows.
+    pub spans: Waiting,
 }
 
 /// A sparse row: the places of its elements that are above 0, ascending, and the elements.
@@ -109,6 +112,11 @@ impl Running {
     /// The job.
     pub const fn job(&self) -> &Job {
         &self.job
+    }
+
+    /// Some of its inputs are computed now.
+    pub fn picked(&mut self) -> Picked {
+        self.job.spans.picked()
     }
 
     /// Notes a forward pass that held some of its inputs.

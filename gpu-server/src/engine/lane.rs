@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::attempt::{self, Compute};
 use super::models::ReadyModel;
 use super::scheduler::{Batch, Next, Scheduler};
+use super::spans::BatchSpans;
 use crate::device::ActiveDevice;
 use crate::device::fault::FaultLatch;
 use crate::error::Error;
@@ -80,7 +81,7 @@ impl Lane {
                 Next::Batch(batch) => {
                     let worth_all = (batch.alone || self.express) && batch.tokens() >= WORTH_ALL_THREADS;
                     threads.set(if worth_all { self.all_threads } else { self.own_threads });
-                    self.compute(&batch);
+                    self.compute(batch);
                 }
             }
             if let Some(fault) = self.latch.fault() {
@@ -89,18 +90,22 @@ impl Lane {
         }
     }
 
-    fn compute(&self, batch: &Batch) {
+    fn compute(&self, mut batch: Batch) {
         let started = Instant::now();
+        let picked = std::mem::take(&mut batch.picked);
         let (inputs, tokens) = (batch.inputs(), batch.tokens());
+        let spans = BatchSpans::begin(picked, self.number, &batch.model.name, inputs.len(), tokens);
         let pass = Pass {
             model: &batch.model,
             inputs: &inputs,
+            spans: &spans,
         };
         let outcomes = match self.latch.fault() {
             Some(fault) => vec![Err(fault); inputs.len()],
             None => attempt::outcomes(&pass, inputs.len(), batch.model.model.width),
         };
         let elapsed = started.elapsed();
+        drop(spans); // before the callers have their answers, or their spans would end late
         tracing::debug!(
             lane = self.number,
             model = %batch.model.name,
@@ -116,7 +121,7 @@ impl Lane {
             let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
             tracing::error!(%error, failed, inputs = inputs.len(), tokens, "inputs could not be computed");
         }
-        self.scheduler.finish(batch, outcomes, started, elapsed);
+        self.scheduler.finish(&batch, outcomes, started, elapsed);
     }
 }
 
@@ -133,16 +138,19 @@ fn step_back() {
 struct Pass<'a> {
     model: &'a ReadyModel,
     inputs: &'a [&'a Encoded],
+    spans: &'a BatchSpans,
 }
 
 impl Compute for Pass<'_> {
     fn rows(&self, positions: &[usize]) -> Result<Vec<f32>, Error> {
         let inputs: Vec<&Encoded> = positions.iter().map(|&position| self.inputs[position]).collect();
+        let _spans = self.spans.forward(inputs.len());
         self.model.model.forward(&inputs)
     }
 
     fn precise(&self, position: usize) -> Result<Vec<f32>, Error> {
         let input = &[self.inputs[position]];
+        let _spans = self.spans.forward(1);
         match &self.model.precise {
             None => self.model.model.forward(input),
             Some(precise) => precise.model()?.forward(input),

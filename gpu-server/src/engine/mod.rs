@@ -27,6 +27,7 @@ pub mod precise;
 pub mod queue;
 pub mod registry;
 pub mod scheduler;
+mod spans;
 pub mod turns;
 
 use std::ops::Range;

@@ -17,6 +17,7 @@ use super::attempt::Outcome;
 use super::job::{Caller, Computed, Job, Running};
 use super::models::ReadyModel;
 use super::queue::{Item, Policy, Queue};
+use super::spans::{Picked, Waiting};
 use crate::error::Error;
 use crate::model::tokenizer::Encoded;
 
@@ -70,6 +71,8 @@ pub struct Batch {
     pub items: Vec<(Item, Arc<[Encoded]>)>,
     /// Nothing else runs or waits: all threads may work on it.
     pub alone: bool,
+    /// Its jobs, for their traces.
+    pub picked: Vec<Picked>,
     tenant: Arc<str>,
 }
 
@@ -185,6 +188,7 @@ impl Scheduler {
         let tokens = lengths.iter().sum();
         let (reply, answer) = oneshot::channel();
         let now = Instant::now();
+        let spans = Waiting::begin(inputs.len(), tokens);
         let mut state = self.lock();
         if state.stopping {
             return Err(Error::ShuttingDown);
@@ -204,6 +208,7 @@ impl Scheduler {
             caller,
             reply,
             enqueued: now,
+            spans,
         };
         state.jobs.insert(number, Running::new(job, tokens));
         self.wake(&mut state, tokens.div_ceil(self.shape.smallest));
@@ -377,6 +382,11 @@ impl State {
         let inputs = |item: Item| Some((item, Arc::clone(&self.jobs.get(&item.job)?.job().inputs)));
         let items: Vec<_> = picked.items.into_iter().filter_map(inputs).collect();
         let model = Arc::clone(&self.jobs.get(&items.first()?.0.job)?.job().model);
+        let jobs: HashSet<u64> = items.iter().map(|(item, _)| item.job).collect();
+        let picked_jobs = jobs
+            .iter()
+            .filter_map(|job| Some(self.jobs.get_mut(job)?.picked()))
+            .collect();
         let alone = self.busy == 0 && self.queue.tokens() == 0 && self.tasks.is_empty();
         self.busy += 1;
         *self.served.entry(Arc::clone(&picked.tenant)).or_default() += 1;
@@ -384,6 +394,7 @@ impl State {
             model,
             items,
             alone,
+            picked: picked_jobs,
             tenant: picked.tenant,
         })
     }

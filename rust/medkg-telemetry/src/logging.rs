@@ -27,6 +27,9 @@ pub use self::span::{RemoteParentError, current_trace_context, current_trace_id,
 /// How long [`Guard`] flushes when it is dropped without [`Guard::shutdown`].
 const DROP_BOUND: Duration = Duration::from_secs(2);
 
+/// Target of spans that only a trace shows: they are made where a collector is named, and no log line has their fields.
+pub const DETAIL: &str = "medkg::detail";
+
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
@@ -158,7 +161,9 @@ pub fn build<W: Write>(
                 .with_tracer(tracer)
                 .with_location(false)
                 .with_threads(false)
-                .with_filter(filter::Spans),
+                .with_filter(filter::Spans {
+                    detail: config.otlp_endpoint.is_some(),
+                }),
         )
         .with(lines.with_filter(filter::Events(filter)));
     Ok((Dispatch::new(subscriber), guard))

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use medkg_telemetry::logging::{
-    LogConfig, LogFormat, LoggingError, RemoteParentError, build, current_trace_context, current_trace_id,
+    DETAIL, LogConfig, LogFormat, LoggingError, RemoteParentError, build, current_trace_context, current_trace_id,
     set_remote_parent,
 };
 use medkg_telemetry::trace_context::TraceContext;
@@ -68,7 +68,10 @@ fn serve_a_call() {
     span.in_scope(|| {
         tracing::debug!("hidden");
         tracing::Span::current().record("model", "minilm");
-        tracing::info_span!("forward", batch = 1).in_scope(|| tracing::warn!(tokens = 12_u64, "slow\nforged line"));
+        let detail = tracing::info_span!(target: DETAIL, "queue", waiting = 7);
+        detail.in_scope(|| {
+            tracing::info_span!("forward", batch = 1).in_scope(|| tracing::warn!(tokens = 12_u64, "slow\nforged line"));
+        });
         assert_eq!(current_trace_id().as_deref(), Some(TRACE));
         assert_ne!(current_trace_context().unwrap().span_id_hex(), "00f067aa0ba902b7");
     });
@@ -94,6 +97,7 @@ fn a_json_line_tells_who_called_in_which_trace() {
     for (key, value) in expected.as_object().unwrap() {
         assert_eq!(lines[0].get(key), Some(value), "{key}");
     }
+    assert_eq!(lines[0].get("waiting"), None, "a detail is the trace's alone");
     assert_eq!(lines[0]["span_id"].as_str().unwrap().len(), 16);
     assert!(lines[0]["timestamp"].as_str().unwrap().ends_with('Z'));
     assert_eq!(lines[1].get("trace_id"), None);
@@ -178,6 +182,16 @@ fn hex(bytes: &[u8]) -> String {
         .fold(String::new(), |text, byte| format!("{text}{byte:02x}"))
 }
 
+#[test]
+fn a_detail_is_not_made_where_nobody_would_see_it() {
+    let (dispatch, guard) = build(&config(LogFormat::Json, "trace"), std::io::sink).unwrap();
+    with_default(&dispatch, || {
+        assert!(tracing::info_span!(target: DETAIL, "queue").is_disabled());
+        assert!(!tracing::info_span!("queue").is_disabled());
+    });
+    drop(guard);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_collector_gets_spans_under_the_callers_span() {
     let collector = Collector::default();
@@ -198,10 +212,11 @@ async fn the_collector_gets_spans_under_the_callers_span() {
 
     let spans = collector.0.lock().unwrap().clone();
     let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap();
-    assert_eq!(spans.len(), 2);
+    assert_eq!(spans.len(), 3);
     assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
     assert_eq!(hex(&named("embed").parent_span_id), "00f067aa0ba902b7");
-    assert_eq!(named("forward").parent_span_id, named("embed").span_id);
+    assert_eq!(named("queue").parent_span_id, named("embed").span_id);
+    assert_eq!(named("forward").parent_span_id, named("queue").span_id);
     assert!(
         named("embed")
             .attributes

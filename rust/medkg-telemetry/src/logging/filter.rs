@@ -16,7 +16,11 @@ const PLUMBING: [&str; 5] = ["h2", "hyper", "hyper_util", "tonic", "tower"];
 
 fn is_kept_span(metadata: &Metadata<'_>) -> bool {
     let root = metadata.target().split("::").next().unwrap_or_default();
-    metadata.is_span() && *metadata.level() <= Level::INFO && !PLUMBING.contains(&root)
+    metadata.is_span() && *metadata.level() <= Level::INFO && !PLUMBING.contains(&root) && !is_detail(metadata)
+}
+
+fn is_detail(metadata: &Metadata<'_>) -> bool {
+    metadata.is_span() && metadata.target() == super::DETAIL
 }
 
 /// Who changed what must not be lost to a quiet log.
@@ -25,15 +29,26 @@ fn is_audit(metadata: &Metadata<'_>) -> bool {
 }
 
 /// For the tracer: spans of level `INFO` and above, and the events of level `INFO` and above inside them.
-pub(super) struct Spans;
+pub(super) struct Spans {
+    /// Whether anybody sees the spans of [`DETAIL`](super::DETAIL).
+    pub(super) detail: bool,
+}
+
+impl Spans {
+    fn keeps(&self, metadata: &Metadata<'_>) -> bool {
+        is_kept_span(metadata)
+            || (self.detail && is_detail(metadata))
+            || (metadata.is_event() && *metadata.level() <= Level::INFO)
+    }
+}
 
 impl<S> Filter<S> for Spans {
     fn enabled(&self, metadata: &Metadata<'_>, _: &Context<'_, S>) -> bool {
-        is_kept_span(metadata) || (metadata.is_event() && *metadata.level() <= Level::INFO)
+        self.keeps(metadata)
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
-        if is_kept_span(metadata) || (metadata.is_event() && *metadata.level() <= Level::INFO) {
+        if self.keeps(metadata) {
             Interest::always()
         } else {
             Interest::never()
@@ -45,18 +60,21 @@ impl<S> Filter<S> for Spans {
     }
 }
 
-/// For the log: what the user's filter says, and all spans that are part of a trace.
+/// For the log: what the user's filter says, and all spans that say whose a line is.
 pub(super) struct Events(pub(super) EnvFilter);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Filter<S> for Events {
     fn enabled(&self, metadata: &Metadata<'_>, context: &Context<'_, S>) -> bool {
-        is_kept_span(metadata) || is_audit(metadata) || Filter::<S>::enabled(&self.0, metadata, context)
+        !is_detail(metadata)
+            && (is_kept_span(metadata) || is_audit(metadata) || Filter::<S>::enabled(&self.0, metadata, context))
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
         // EnvFilter prepares its dynamic directives here, so it is asked in any case.
         let interest = Filter::<S>::callsite_enabled(&self.0, metadata);
-        if is_kept_span(metadata) || is_audit(metadata) {
+        if is_detail(metadata) {
+            Interest::never()
+        } else if is_kept_span(metadata) || is_audit(metadata) {
             Interest::always()
         } else {
             interest
