@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import socketserver
-import threading
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +14,8 @@ from medkg.dagster import step_failures
 from medkg.dagster.alerts import Alert, AlertError, EmailAlerts, SlackAlerts, WebhookAlerts
 from medkg.dagster.sensors import failed_run_alerts
 from medkg.dagster.sensors.outbox import LONGEST_WAIT, Outbox
+
+from .mailbox import Mailbox, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,61 +49,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         """Keeps the test's output quiet."""
-
-
-class Mailbox(socketserver.ThreadingTCPServer):
-    """The receiving half of SMTP (RFC 5321), with AUTH PLAIN and LOGIN accepted for the right password."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Smtp)
-        self.mails: list[tuple[list[str], str]] = []
-        self.refuses = False
-
-
-class _Smtp(socketserver.StreamRequestHandler):
-    server: Mailbox
-
-    def handle(self) -> None:
-        self._say("220 ready")
-        recipients: list[str] = []
-        while line := self.rfile.readline().decode().strip():
-            verb = line.split()[0].upper()
-            if verb == "EHLO":
-                self._say("250-here", "250 AUTH PLAIN")
-            elif verb == "AUTH":
-                self._say("535 no" if self.server.refuses else "235 ok")
-            elif verb == "RCPT":
-                recipients.append(line)
-                self._say("250 ok")
-            elif verb == "DATA":
-                self._say("354 go on")
-                lines = []
-                while (text := self.rfile.readline().decode()) != ".\r\n":
-                    lines.append(text)
-                self.server.mails.append((recipients, "".join(lines)))
-                self._say("250 ok")
-            elif verb == "QUIT":
-                self._say("221 bye")
-                return
-            else:
-                self._say("250 ok")
-
-    def _say(self, *lines: str) -> None:
-        self.wfile.write("".join(f"{line}\r\n" for line in lines).encode())
-
-
-@contextmanager
-def serving(server: socketserver.BaseServer) -> Iterator[None]:
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.fixture
@@ -174,7 +118,7 @@ def test_a_failed_run_is_told_everywhere_once_with_its_class(
         "slack": SlackAlerts(url=receiver.url),
         "mail": EmailAlerts(
             host="127.0.0.1",
-            port=mailbox.server_address[1],
+            port=mailbox.port,
             security="none",
             sender="medkg@hospital.test",
             recipients=["oncall@hospital.test", "lab@hospital.test"],
@@ -260,7 +204,7 @@ def test_an_answer_that_is_no_success_is_an_error(receiver: Receiver, status: in
 
 def test_errors_of_channels_have_no_secret(mailbox: Mailbox) -> None:
     mailbox.refuses = True
-    port = mailbox.server_address[1]
+    port = mailbox.port
     people = {"sender": "a@b.test", "recipients": ["c@d.test"], "user": "medkg", "password": WORD}
     with pytest.raises(AlertError, match="answered 535") as raised:
         EmailAlerts(host="127.0.0.1", port=port, security="none", **people).send(ALERT)

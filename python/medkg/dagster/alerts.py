@@ -10,6 +10,7 @@ import json
 import smtplib
 import ssl
 from abc import ABC, abstractmethod
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from email.message import EmailMessage
 from http.client import HTTPException
@@ -22,7 +23,7 @@ import dagster as dg
 from pydantic import Field
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 _SECRET: dict[str, Any] = {"dagster__is_secret": True}
 
@@ -99,6 +100,9 @@ class EmailAlerts(AlertChannel):
     host: str = Field(description="SMTP server.")
     port: int = Field(default=587, description="Its port.")
     security: Literal["starttls", "tls", "none"] = Field(default="starttls", description="How the line is encrypted.")
+    ca_file: str | None = Field(
+        default=None, description="Authority of the server's certificate, if the system does not know it."
+    )
     sender: str = Field(description="Address it comes from.")
     recipients: list[str] = Field(min_length=1, description="Addresses it goes to.")
     user: str | None = Field(default=None, description="Who logs in; nobody without it.")
@@ -113,23 +117,48 @@ class EmailAlerts(AlertChannel):
         message.set_content("\n".join(alert.lines()))
         try:
             with self._connected() as server:
-                if self.security == "starttls":
-                    server.starttls(context=ssl.create_default_context())
                 if self.user is not None:
                     server.login(self.user, self.password or "")
                 server.send_message(message)
-        except smtplib.SMTPResponseException as error:
-            msg = f"e-mail over {self.host}:{self.port}: the server answered {error.smtp_code}"
-            raise AlertError(msg) from None
         except (OSError, smtplib.SMTPException) as error:
-            msg = f"e-mail over {self.host}:{self.port}: {type(error).__name__}"
+            msg = f"e-mail over {self.host}:{self.port}: {_mail_problem(error)}"
             raise AlertError(msg) from None
 
-    def _connected(self) -> smtplib.SMTP:
+    @contextmanager
+    def _connected(self) -> Iterator[smtplib.SMTP]:
         if self.security == "tls":
-            context = ssl.create_default_context()
-            return smtplib.SMTP_SSL(self.host, self.port, timeout=self.timeout, context=context)
-        return smtplib.SMTP(self.host, self.port, timeout=self.timeout)
+            with smtplib.SMTP_SSL(self.host, self.port, timeout=self.timeout, context=self._trust()) as server:
+                yield server
+            return
+        with smtplib.SMTP(self.host, self.port, timeout=self.timeout) as server:
+            if self.security == "starttls":
+                server.starttls(context=self._trust())
+            yield server
+
+    def _trust(self) -> ssl.SSLContext:
+        try:
+            return ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            msg = f"ca_file of the e-mail channel: {self.ca_file} cannot be read as certificates: {error.strerror}"
+            raise AlertError(msg) from None
+
+
+def _mail_problem(error: Exception) -> str:
+    """What went wrong with a mail, and what to do about it."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is refused: {error.verify_message}. Name the authority that signed it as ca_file, and as "
+            "host a name that the certificate has"
+        )
+    if isinstance(error, ssl.SSLError):
+        return 'it does not speak TLS from the start: set security="starttls", or give the port of its TLS (often 465)'
+    if isinstance(error, smtplib.SMTPNotSupportedError):
+        return f'{error}. Give its port for TLS (often 465) and security="tls", or security="none" on a line you trust'
+    if isinstance(error, (smtplib.SMTPServerDisconnected, TimeoutError)):
+        return f'{type(error).__name__}: no answer; a port for TLS from the start (often 465) needs security="tls"'
+    if isinstance(error, smtplib.SMTPResponseException):
+        return f"the server answered {error.smtp_code}"
+    return type(error).__name__
 
 
 class _NoRedirect(HTTPRedirectHandler):
