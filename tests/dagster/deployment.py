@@ -1,4 +1,4 @@
-"""A whole Dagster on the loopback: code server, webserver and daemon, as processes of their own, over projects.py."""
+"""A whole Dagster on the loopback: code server, webserver and daemon, as processes of their own."""
 
 from __future__ import annotations
 
@@ -50,11 +50,23 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def ask(url: str, query: str, variables: Mapping[str, Any], expected: str) -> dict[str, Any]:
+    """The field `answer` of what a GraphQL query gives; it is of the type that is expected."""
+    body = json.dumps({"query": query, "variables": dict(variables)}).encode()
+    request = Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - on the loopback
+    with urlopen(request, timeout=60) as response:  # noqa: S310 - as above
+        told = json.load(response)
+    answer: dict[str, Any] = (told.get("data") or {}).get("answer") or told
+    assert answer.get("__typename") == expected, answer
+    return answer
+
+
 class Deployment:
     """The processes, the GraphQL client, and the instance they share. Failed runs are launched again by the daemon."""
 
-    def __init__(self, home: Path) -> None:
-        self.home = home
+    def __init__(self, home: Path, environment: Mapping[str, str], project: str) -> None:
+        """Starts nothing yet; `environment` is what its processes find in theirs beside the test's own."""
+        self.home, self._environment, self._project = home, dict(environment), str(HERE / project)
         self.url_port, self._code_port = free_port(), free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
         (home / "dagster.yaml").write_text(SETTINGS)
@@ -67,7 +79,7 @@ class Deployment:
     def start(self) -> None:
         """Starts all three and waits until the page knows the jobs."""
         code = ("-m", "dagster", "api", "grpc", "--host", "127.0.0.1", "--port", str(self._code_port))
-        self._run("code", *code, "-f", str(HERE / "projects.py"), "--location-name", "tests")
+        self._run("code", *code, "-f", self._project, "--location-name", "tests")
         workspace = ("-w", str(self.home / "workspace.yaml"))
         self._run("web", "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(self.url_port), *workspace)
         self._run("daemon", "-m", "dagster._daemon", "run", *workspace)
@@ -97,6 +109,16 @@ class Deployment:
                 tags=dict(tags or {}),
             )
 
+    def turn_on(self, sensor: str) -> None:
+        """Turns a sensor on as the page does."""
+        place = "repositoryLocationName: $location, repositoryName: $repository, sensorName: $sensor"
+        self.ask(
+            "mutation($location: String!, $repository: String!, $sensor: String!)"
+            f"{{answer: startSensor(sensorSelector: {{{place}}}){{__typename ...on Sensor{{name}}}}}}",
+            {"location": "tests", "repository": "__repository__", "sensor": sensor},
+            "Sensor",
+        )
+
     def terminate(self, run_id: str) -> None:
         """Terminates a run as the page does."""
         with quiet():
@@ -118,37 +140,35 @@ class Deployment:
         filters = dg.RunsFilter(tags={"dagster/parent_run_id": run_id})
         return [run.run_id for run in self.instance.get_runs(filters)]
 
+    def ask(self, query: str, variables: Mapping[str, Any], expected: str) -> dict[str, Any]:
+        """As `ask`, of this deployment's webserver."""
+        return ask(f"http://127.0.0.1:{self.url_port}/graphql", query, variables, expected)
+
     def log(self, name: str) -> str:
         """The last lines of a process's log."""
         return (self.home / f"{name}.log").read_text(errors="replace")[-3000:]
 
     def _run(self, name: str, *arguments: str) -> None:
         with (self.home / f"{name}.log").open("wb") as log:
-            environment = {**os.environ, "DAGSTER_HOME": str(self.home)}
+            environment = {**os.environ, "DAGSTER_HOME": str(self.home), **self._environment}
             command = [sys.executable, "-W", "ignore", *arguments]
             self._processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
     def _serves_jobs(self) -> bool:
         for name, process in zip(("code", "web", "daemon"), self._processes, strict=True):
             assert process.poll() is None, self.log(name)
-        query = "{repositoriesOrError{... on RepositoryConnection{nodes{pipelines{name}}}}}"
-        request = Request(
-            f"http://127.0.0.1:{self.url_port}/graphql",
-            json.dumps({"query": query}).encode(),
-            {"Content-Type": "application/json"},
-        )
+        query = "{answer: repositoriesOrError{__typename ...on RepositoryConnection{nodes{pipelines{name}}}}}"
         try:
-            with urlopen(request, timeout=10) as answer:  # noqa: S310 - the loopback's address, made above
-                found = json.load(answer)["data"]["repositoriesOrError"]
+            answer = self.ask(query, {}, "RepositoryConnection")
         except OSError:  # it does not listen yet
             return False
-        return any(repository["pipelines"] for repository in found.get("nodes", ()))
+        return any(repository["pipelines"] for repository in answer["nodes"])
 
 
 @contextmanager
-def deployed(home: Path) -> Iterator[Deployment]:
-    """A deployment with its home in `home`."""
-    deployment = Deployment(home)
+def deployed(home: Path, *, project: str = "projects.py", **environment: str) -> Iterator[Deployment]:
+    """A deployment of a file beside this one, with its home in `home`."""
+    deployment = Deployment(home, environment, project)
     try:
         deployment.start()
         yield deployment

@@ -18,6 +18,7 @@ from medkg.dagster import (
     forkserver_executor,
     gpu_fail_fast,
     gpu_failure_hook,
+    gpu_health_sensor,
     medkg_assets,
 )
 
@@ -149,6 +150,16 @@ def lost_gpu_unguarded_job() -> dg.JobDefinition:
     return _lost_gpu("lost_gpu_unguarded", forkserver_executor, set())
 
 
+def stock_at_work_job() -> dg.JobDefinition:
+    """Steps that have a place in the pool and call no server, under an executor of Dagster's own."""
+
+    @dg.job(executor_def=dg.multiprocess_executor)
+    def stock_at_work() -> None:
+        after_sibling(sibling())
+
+    return stock_at_work
+
+
 @dg.op
 def fail() -> None:
     """Fails for a reason of its own."""
@@ -267,15 +278,23 @@ def blocked_job() -> dg.JobDefinition:
     return blocked
 
 
-@dg.repository(name="__repository__")
-def deployment() -> list[dg.JobDefinition | dg.SensorDefinition]:
-    """What the webserver and the daemon load."""
-    jobs = (
-        lost_gpu_job,
-        lost_gpu_in_process_job,
-        lost_gpu_stock_job,
-        lost_gpu_unguarded_job,
-        plain_failure_job,
-        blocked_job,
-    )
-    return [*(make() for make in jobs), tells_failures]
+deployment = dg.Definitions(
+    jobs=[
+        make()
+        for make in (
+            lost_gpu_job,
+            lost_gpu_in_process_job,
+            lost_gpu_stock_job,
+            lost_gpu_unguarded_job,
+            stock_at_work_job,
+            plain_failure_job,
+            blocked_job,
+        )
+    ],
+    sensors=[
+        tells_failures,
+        gpu_health_sensor(minimum_interval_seconds=1, lost_after=2, ready_after=2),
+    ],
+    resources={"gpu_services": GpuServicesResource(address=dg.EnvVar("MEDKG_TEST_SERVER"))},
+)
+"""What the webserver and the daemon load; the sensor of the GPUs' health is off until a test turns it on."""

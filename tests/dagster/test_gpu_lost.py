@@ -166,7 +166,9 @@ def test_failure_sensors_fire(ended: Ended) -> None:
     if ended.deployment is None:
         projects = load_projects()
         before = RunStatusSensorCursor(record_id=-1).to_json()
-        context = dg.build_sensor_context(ended.instance, cursor=before, repository_def=projects.deployment)
+        context = dg.build_sensor_context(
+            ended.instance, cursor=before, repository_def=projects.deployment.get_repository_def()
+        )
         projects.tells_failures.evaluate_tick(context)
     wait_until(told.exists, "the failure sensor did not fire")
 
