@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 import medkg
-
-contracts = pytest.importorskip("medkg.contracts")
-from medkg.contracts import (  # noqa: E402 - after the check above
+from medkg.contracts import (
     EmbeddingOptions,
     EmbeddingRequest,
     EmbeddingResult,
+    EmbeddingStage,
     FeatureFlags,
     MissingResultError,
     PipelineContext,
@@ -171,7 +170,7 @@ def test_a_failure_is_logged_with_its_parts_and_without_a_text(caplog: pytest.Lo
     def embed(*_: Any, **__: Any) -> None:
         raise error
 
-    stage = contracts.EmbeddingStage(SimpleNamespace(embed=embed))
+    stage = EmbeddingStage(SimpleNamespace(embed=embed))
     request = EmbeddingRequest(texts=[PATIENT], correlation_id="r")
     with caplog.at_level(logging.DEBUG, "medkg.contracts"), pytest.raises(medkg.EmbeddingProcessingError) as failed:
         stage.run(request)

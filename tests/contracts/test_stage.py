@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 
 import medkg
-
-contracts = pytest.importorskip("medkg.contracts")
-from medkg.contracts import (  # noqa: E402 - after the check above
+from medkg.contracts import (
     EmbeddingOptions,
     EmbeddingRequest,
     EmbeddingResult,

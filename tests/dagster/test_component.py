@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import dagster as dg
 import pytest
@@ -14,7 +14,9 @@ from dagster.components.testing.utils import create_defs_folder_sandbox
 from dagster_dg_cli.cli import cli
 
 import medkg
+from medkg.chunking import Strategy
 from medkg.dagster import MedkgPipelineComponent
+from medkg.local import LocalServer
 
 pytestmark = [
     pytest.mark.requirement("isolation 11.3"),
@@ -130,6 +132,24 @@ def test_every_attribute_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
             assert embeddings.op.pool == "gpus"
             assert embeddings.group_names_by_key[embeddings.key] == "papers"
             assert "nightly" in {job.name for job in definitions.jobs}
+
+
+@pytest.mark.parametrize("strategy", get_args(Strategy))
+def test_documents_are_chunked_as_the_yaml_says(strategy: str, server: LocalServer) -> None:
+    attributes = {"env": "dev", "config": "config", "documents": ["documents"], "strategy": strategy}
+    with create_defs_folder_sandbox() as sandbox:
+        path = sandbox.scaffold_component(
+            MedkgPipelineComponent, defs_yaml_contents={"type": NAME, "attributes": attributes}
+        )
+        (path / "config" / "dev.toml").write_text(f'address = "{server.address}"\ntenant = "dev"\n')
+        (path / "documents" / "note.md").write_text("# Fever\n\nMeasure lactate.\n")
+        with sandbox.load_component_and_build_defs(defs_path=path) as (_, definitions):
+            done = definitions.resolve_job_def("literature").execute_in_process(
+                asset_selection=[dg.AssetKey("documents"), dg.AssetKey("chunks")]
+            )
+    (chunks,) = done.asset_materializations_for_node("chunks")
+    assert chunks.metadata["medkg/strategy"].value == strategy
+    assert chunks.metadata["dagster/row_count"].value == 1
 
 
 def test_production_refuses_in_yaml_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 from medkg.dagster import GpuServicesResource
 from medkg.local import LocalServer
 from tests.server.authority import Authority
+from tests.server.played import PlayedGpu
 
 pytestmark = pytest.mark.requirement("isolation 11.2")
 
@@ -82,3 +83,23 @@ def test_a_server_on_a_cpu_is_refused_where_a_gpu_is_required(server: LocalServe
     assert failure_class == "CONFIGURATION"
     for service in ("the GPU service", "the embedding service", "the reranking service"):
         assert f"{service} computes on cpu" in description
+
+
+def test_a_server_with_a_gpu_is_taken_where_one_is_required(
+    minilm_dir: Path, reranker_dir: Path, tmp_path: Path
+) -> None:
+    server = LocalServer(
+        PlayedGpu(tmp_path).binary,
+        device="cuda",
+        embedding_models={"all-MiniLM-L6-v2": minilm_dir},
+        reranking_models={"medkg-reranker-minilm": reranker_dir},
+        data_dir=tmp_path / "data",
+        log_path=tmp_path / "log.jsonl",
+        arguments=("--dtype", "f32"),
+    ).start()
+    try:
+        result = run({"address": server.address, "tenant": "clinic", "require_gpu": True})
+    finally:
+        server.kill()
+    assert result.success
+    assert result.output_for_node("ask_every_service")[:2] == ["ready", "all-MiniLM-L6-v2"]

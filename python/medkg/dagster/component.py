@@ -11,6 +11,7 @@ import dagster as dg
 from dagster.components.component_scaffolding import scaffold_component
 from pydantic import Field
 
+from medkg.chunking import Strategy
 from medkg.dagster.pipeline import JOB_NAME, medkg_definitions
 
 
@@ -48,7 +49,7 @@ class MedkgPipelineComponent(dg.Component, dg.Resolvable, dg.Model):
     collection: str | None = Field(default=None, description="Vector collection that holds the chunks.")
     embedding_model: str | None = Field(default=None, description="Embedding model; prod wants it named.")
     reranking_model: str | None = Field(default=None, description="Reranking model; prod wants it named.")
-    strategy: Literal["hybrid", "hierarchical"] | None = Field(default=None, description="How documents are chunked.")
+    strategy: Strategy | None = Field(default=None, description="How documents are chunked.")
     candidates: int | None = Field(default=None, description="Passages found by vector for each question.")
     top_n: int | None = Field(default=None, description="Passages kept for each question after reranking.")
     fusion: Literal["none", "standardized_sum"] | None = Field(default=None, description="How scores are put together.")
