@@ -93,6 +93,7 @@ def test_metadata_tells_counts_timings_model_device_and_shows_tables_and_plots(o
         assert metadata["medkg/model"]
     assert chunks["medkg/longest"] <= chunks["medkg/limit"] == 256
     assert chunks["medkg/quality"]["chunks"] == chunks["dagster/row_count"]
+    assert chunks["medkg/quality"]["failed"] == chunks["medkg/documents_set_aside"] == 1
     assert chunks["medkg/quality"]["problems"] == {}
     assert chunks["medkg/quality"]["tokens_per_second"] > 0
     assert embeddings["dagster/row_count"] == chunks["dagster/row_count"] == index["dagster/row_count"]

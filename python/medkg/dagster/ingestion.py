@@ -111,6 +111,7 @@ def chunk_documents(
             raise
         except Exception as error:  # noqa: BLE001 -- one odd document must not cost the others
             failed.append(SetAside.of(document.document_id, error))
+            quality.add_failure()
         else:
             chunks.extend(made.chunks)
             quality.add(made.document, made.chunks)
