@@ -22,8 +22,8 @@ pub(crate) use plaintext::held_back;
 
 /// Between two looks at least, however short a TTL is and however many servers fail.
 const SELDOM: Duration = Duration::from_secs(1);
-/// However long a TTL is.
-const OFTEN: Duration = Duration::from_secs(300);
+/// However long a TTL is: Docker says 600 seconds for what may change at any moment.
+const OFTEN: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Default)]
 struct State {
