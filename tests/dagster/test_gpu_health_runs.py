@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.requirement("isolation 11.1"),
     pytest.mark.requirement("isolation 11.5"),
-    pytest.mark.requirement("observability 5.3"),
 ]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-pytestmark = [pytest.mark.requirement("isolation 11.5"), pytest.mark.requirement("observability 5.3")]
+pytestmark = pytest.mark.requirement("isolation 11.5")
 
 
 @pytest.fixture

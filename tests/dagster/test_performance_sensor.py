@@ -15,7 +15,7 @@ from medkg.dagster.sensors.performance import METRIC
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-pytestmark = [pytest.mark.requirement("isolation 11.5"), pytest.mark.requirement("observability 5.3")]
+pytestmark = pytest.mark.requirement("isolation 11.5")
 FORMER = [100.0, 104.0, 97.0, 101.0, 99.0, 102.0]
 TOLD: list[Alert] = []
 
