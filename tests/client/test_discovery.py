@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 import medkg
 from medkg.local import LocalServer
 from tests.client.faults.load import Load
+from tests.client.faults.wire import Proxy
 from tests.server.checkpoints import write_bert
 from tests.services import NameServer, Redis, free_port
 
@@ -159,7 +162,20 @@ def test_names_that_flap(
     seen("4 changes, each followed by an outage of the name server; no call failed")
 
 
-def test_nobody_is_found(names: NameServer) -> None:
+@pytest.mark.skipif(not socket.has_ipv6, reason="this machine has no IPv6")
+def test_a_name_with_aaaa_records_alone_leads_to_them(fleet: Fleet, names: NameServer) -> None:
+    wire = Proxy(fleet.start().address, listens="::1")  # LocalServer's listen on IPv4
+    names.serve("--host-record=gpu.test,::1")
+    address = f"dns+http://gpu.test:{wire.address.rpartition(':')[2]}"
+    with medkg.EmbeddingClient(address=address, name_server=names.address, tenant="demo") as client:
+        assert answering(client, 4) == set(fleet.digests)
+        assert [one.address for one in client.endpoints()] == [wire.address]
+    wire.stop()
+
+
+def test_nobody_is_found_until_the_first_server_is_there(
+    fleet: Fleet, names: NameServer, wait_until: Callable[..., None]
+) -> None:
     names.serve()
     with medkg.EmbeddingClient(
         address="srv+http://_medkg._tcp.test", name_server=names.address, tenant="demo"
@@ -170,6 +186,15 @@ def test_nobody_is_found(names: NameServer) -> None:
             client.embed(TEXT)
         assert (caught.value.attempts, caught.value.retryable) == (0, True)
         assert client.endpoints() == []
+        names.serve(*srv(fleet.start()))
+
+        def is_found() -> bool:
+            with suppress(medkg.ServiceUnavailableError):  # the name is looked up once a second at most
+                client.embed(TEXT)
+            return len(client.endpoints()) == 1
+
+        wait_until(is_found)
+        assert answering(client, 4) == set(fleet.digests)
 
 
 def registering(fleet: Fleet, redis: Redis, *arguments: str, **options: Any) -> LocalServer:

@@ -30,7 +30,7 @@ class Proxy:
     It runs on an event loop of its own in a thread.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, listens: str = "127.0.0.1") -> None:
         host, _, port = target.removeprefix("http://").rpartition(":")
         self._target = (host, int(port))
         self._down = False
@@ -43,8 +43,10 @@ class Proxy:
         self.most_knocking = 0
         """Most of those that were refused at the same time."""
         self._loop = asyncio.new_event_loop()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        family = socket.AF_INET6 if ":" in listens else socket.AF_INET
+        self._listener = socket.create_server((listens, 0), family=family, backlog=256)
+        place = f"[{listens}]" if ":" in listens else listens
+        self.address = f"http://{place}:{self._listener.getsockname()[1]}"
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
         self._server = self._run(asyncio.start_server(self._connected, sock=self._listener))
