@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test test-all lint format bench proto lock docs requirements reliability ci clean build wheel server
+.PHONY: help setup demo dev test test-all screens lint format bench proto lock docs requirements reliability ci clean build wheel server
 
 ENV := . ops/dev/environment.sh &&
 PY := .venv/bin/python
@@ -38,8 +38,12 @@ test: setup ## all tests but the slow ones (Rust, then Python)
 	@ops/dev/test.sh
 
 test-all: setup ## all tests
-	@ops/dev/setup.sh reference models-more services
+	@ops/dev/setup.sh reference models-more services browser
 	@ops/dev/test.sh --slow
+
+screens: setup ## takes the pictures of Dagster's pages for docs anew
+	@ops/dev/setup.sh browser
+	@$(ENV) MEDKG_SCREENS=docs/images $(PY) -m pytest -n0 tests/dagster/test_screens.py
 
 lint: ## formatting, clippy, ruff, types, stubs, the wire's rules
 	@ops/dev/setup.sh libtorch dev

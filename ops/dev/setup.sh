@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up what `make` needs, step by step; a step whose inputs have not changed is skipped. Run by make, or by hand:
-#   ops/dev/setup.sh tools|libtorch|dev|reference|peers|models|models-more|services ...
+#   ops/dev/setup.sh tools|libtorch|dev|reference|peers|models|models-more|services|browser ...
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 # shellcheck source=ops/dev/environment.sh
@@ -133,16 +133,26 @@ END
     fi
 }
 
-# debian PROGRAM PACKAGE...: Debian's packages, unpacked into the cache unless the program is installed. No service of this
-# machine is started or changed. Where they cannot be had, the tests that need the program say so and skip.
+# complete PACKAGE...: downloads the packages and what they depend on, as far as this machine has no version of it.
+complete() {
+    local lacking
+    lacking="$(apt-get --simulate --no-install-recommends install "$@" | awk '$1 == "Inst" && $3 !~ /^\[/ {print $2}')" || return
+    # shellcheck disable=SC2086 # a list of names
+    apt-get download $lacking
+}
+
+# debian [--complete] PROGRAM PACKAGE...: Debian's packages, unpacked into the cache unless the program is installed. No
+# service of this machine is started or changed. Where they cannot be had, the tests that need the program say so and skip.
 debian() {
-    local root="$MEDKG_CACHE/debian" program=$1 work file
+    local root="$MEDKG_CACHE/debian" download=(apt-get download) program work file
+    if [ "$1" = --complete ]; then download=(complete) && shift; fi
+    program=$1
     shift
     if command -v "$program" >/dev/null || [ -x "$root/usr/bin/$program" ] || [ -x "$root/usr/sbin/$program" ]; then return; fi
     say "fetching $program from Debian ($*)"
     mkdir -p "$root"
     work="$(mktemp -d "$root/.fetch.XXXXXX")"
-    if (cd "$work" && { apt-get download "$@" || { apt-get update && apt-get download "$@"; }; }) >"$root/$program.log" 2>&1; then
+    if (cd "$work" && { "${download[@]}" "$@" || { apt-get update && "${download[@]}" "$@"; }; }) >"$root/$program.log" 2>&1; then
         for file in "$work"/*.deb; do dpkg-deb -x "$file" "$root"; done
     else
         say "$program cannot be had ($root/$program.log says why); tests that need it are skipped"
@@ -158,11 +168,14 @@ services() {
     debian redis-server redis-server redis-tools libatomic1 libjemalloc2 liblzf1
 }
 
+# What looks at Dagster's pages as a person does: 130 MB where the machine has a desktop's libraries, else more.
+browser() { debian --complete chromedriver chromium chromium-driver fonts-dejavu-core; }
+
 for step in "$@"; do
     case "$step" in
-    tools | libtorch | dev | reference | peers | models | models-more | services) "$step" ;;
+    tools | libtorch | dev | reference | peers | models | models-more | services | browser) "$step" ;;
     *)
-        echo "setup: unknown step $step; known: tools libtorch dev reference peers models models-more services" >&2
+        echo "setup: unknown step $step; known: tools libtorch dev reference peers models models-more services browser" >&2
         exit 64
         ;;
     esac

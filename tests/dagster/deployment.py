@@ -64,14 +64,15 @@ def ask(url: str, query: str, variables: Mapping[str, Any], expected: str) -> di
 class Deployment:
     """The processes, the GraphQL client, and the instance they share. Failed runs are launched again by the daemon."""
 
-    def __init__(self, home: Path, environment: Mapping[str, str], project: str) -> None:
+    def __init__(self, home: Path, environment: Mapping[str, str], project: str, location: str) -> None:
         """Starts nothing yet; `environment` is what its processes find in theirs beside the test's own."""
-        self.home, self._environment, self._project = home, dict(environment), str(HERE / project)
+        self.home, self.location = home, location
+        self._environment, self._project = dict(environment), str(HERE / project)
         self.url_port, self._code_port = free_port(), free_port()
         self._processes: list[subprocess.Popen[bytes]] = []
         (home / "dagster.yaml").write_text(SETTINGS)
         (home / "workspace.yaml").write_text(
-            f"load_from: [{{grpc_server: {{host: 127.0.0.1, port: {self._code_port}, location_name: tests}}}}]\n"
+            f"load_from: [{{grpc_server: {{host: 127.0.0.1, port: {self._code_port}, location_name: {location}}}}}]\n"
         )
         self.instance = dg.DagsterInstance.from_config(str(home))
         self.client = DagsterGraphQLClient("127.0.0.1", port_number=self.url_port)
@@ -79,7 +80,7 @@ class Deployment:
     def start(self) -> None:
         """Starts all three and waits until the page knows the jobs."""
         code = ("-m", "dagster", "api", "grpc", "--host", "127.0.0.1", "--port", str(self._code_port))
-        self._run("code", *code, "-f", self._project, "--location-name", "tests")
+        self._run("code", *code, "-f", self._project, "--location-name", self.location)
         workspace = ("-w", str(self.home / "workspace.yaml"))
         self._run("web", "-m", "dagster_webserver", "-h", "127.0.0.1", "-p", str(self.url_port), *workspace)
         self._run("daemon", "-m", "dagster._daemon", "run", *workspace)
@@ -103,7 +104,7 @@ class Deployment:
         with quiet():
             return self.client.submit_job_execution(
                 job,
-                repository_location_name="tests",
+                repository_location_name=self.location,
                 repository_name="__repository__",
                 run_config=dict(config or {}),
                 tags=dict(tags or {}),
@@ -115,7 +116,7 @@ class Deployment:
         self.ask(
             "mutation($location: String!, $repository: String!, $sensor: String!)"
             f"{{answer: startSensor(sensorSelector: {{{place}}}){{__typename ...on Sensor{{name}}}}}}",
-            {"location": "tests", "repository": "__repository__", "sensor": sensor},
+            {"location": self.location, "repository": "__repository__", "sensor": sensor},
             "Sensor",
         )
 
@@ -166,9 +167,11 @@ class Deployment:
 
 
 @contextmanager
-def deployed(home: Path, *, project: str = "projects.py", **environment: str) -> Iterator[Deployment]:
+def deployed(
+    home: Path, *, project: str = "projects.py", location: str = "tests", **environment: str
+) -> Iterator[Deployment]:
     """A deployment of a file beside this one, with its home in `home`."""
-    deployment = Deployment(home, environment, project)
+    deployment = Deployment(home, environment, project, location)
     try:
         deployment.start()
         yield deployment

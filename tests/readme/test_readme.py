@@ -55,6 +55,16 @@ def test_linked_files_are_there(link: str) -> None:
     assert (ROOT / link).exists()
 
 
+def test_the_pictures_of_the_docs_are_there_and_all_are_shown() -> None:
+    shown = {
+        (page.parent / link).resolve()
+        for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        for link in re.findall(r"!\[[^]]+\]\(([^):]+)\)", page.read_text("utf-8"))
+    }
+    assert {path for path in shown if not path.exists()} == set()
+    assert set((ROOT / "docs" / "images").iterdir()) <= shown
+
+
 def test_the_extras_are_the_wheels() -> None:
     from importlib.metadata import metadata
 
