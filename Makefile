@@ -21,7 +21,7 @@ build: server wheel
 server:
 	@ops/dev/setup.sh libtorch
 	@$(ENV) cargo build --release --locked -p gpu-server
-	@$(ENV) mkdir -p build && install -m 755 "$$CARGO_TARGET_DIR/release/gpu-server" build/gpu-server
+	@$(ENV) ops/dev/place.sh "$$CARGO_TARGET_DIR/release/gpu-server" build/gpu-server
 
 wheel:
 	@ops/dev/setup.sh dev

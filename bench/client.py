@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -255,7 +256,11 @@ def footprint(*, repetitions: int, say: Callable[[str], None]) -> list[Row]:
         started = time.perf_counter()
         # Not getrusage: its peak is that of the process before exec too, which is this one.
         report = f"{code}; print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
-        ended = subprocess.run([sys.executable, "-c", report], stdout=subprocess.PIPE, text=True, check=True)
+        # With bytecode on disk after the first time, as pip leaves a package that it has installed.
+        compiled = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+        ended = subprocess.run(
+            [sys.executable, "-c", report], env=compiled, stdout=subprocess.PIPE, text=True, check=True
+        )
         return (time.perf_counter() - started) * 1000, int(ended.stdout) / 1024
 
     pairs = [(spent("import medkg; medkg.connect"), spent("pass")) for _ in range(max(repetitions, 5))]

@@ -21,7 +21,7 @@ fi
 # Tests in Python start it too: a server that can be told that the processor is a GPU (tests/server/played.py).
 tests="$(cargo test --release --locked --workspace --bin gpu-server --no-run --message-format=json 2>/dev/null |
     .venv/bin/python -c 'import json, sys; print(*(line["executable"] for line in map(json.loads, sys.stdin) if line.get("executable")))')"
-[ -z "$tests" ] || install -m 755 "$tests" build/gpu-server-tests || status=1
+[ -z "$tests" ] || ops/dev/place.sh "$tests" build/gpu-server-tests || status=1
 
 # Each test has a time limit of its own; this one is for a runner that hangs. Modules stay in their order: by the number of
 # tests, as is the default, those with one long test would come last, and one of two workers would be idle meanwhile.
