@@ -127,7 +127,7 @@ def network(gpu_server_binary: Path, tmp_path: Path) -> Iterator[Network]:
     """A network in Docker; without an engine the test is skipped."""
     engine = ["docker", "info"]
     if shutil.which("docker") is None or subprocess.run(engine, capture_output=True, check=False).returncode:
-        pytest.skip("there is no Docker engine here")
+        pytest.skip("no Docker engine answers `docker info`: start one, or run this where there is one")
     libraries = Path(os.environ["LIBTORCH"]).resolve().parents[3]
     system = [Path(path) for path in ("/usr", "/lib", "/lib64", "/bin") if Path(path).exists()]
     clone = Path(medkg.__file__).resolve().parents[2]
