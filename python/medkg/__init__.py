@@ -12,8 +12,9 @@ Importing this package is cheap: each name is loaded when it is first used.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from medkg.importing import load
 
 if TYPE_CHECKING:
     from medkg.aio import (
@@ -194,14 +195,14 @@ _HOMES = ("errors", "call_context", "client", "config", "results", "aio")
 def __getattr__(name: str) -> Any:
     """Load a name when it is first used (PEP 562)."""
     if name in _HOMES or name in {"contracts", "filters", "local", "vectors"}:
-        return import_module(f"medkg.{name}")
+        return load(f"medkg.{name}")
     if name not in __all__:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
     if name == "__version__":
-        value = import_module("medkg.client.native").version
+        value = load("medkg.client.native").version
     else:
-        homes = (import_module(f"medkg.{home}") for home in _HOMES)
+        homes = (load(f"medkg.{home}") for home in _HOMES)
         value = next(getattr(home, name) for home in homes if name in home.__all__)
     globals()[name] = value
     return value

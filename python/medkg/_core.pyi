@@ -63,7 +63,6 @@ __all__ = [
     "Vector",
     "VectorExport",
     "__version__",
-    "after_fork_in_child",
     "certs_init",
     "certs_inspect",
     "certs_issue_client",
@@ -88,7 +87,6 @@ _Renewals: TypeAlias = tuple[list[_Files], list[tuple[Path, float]], list[tuple[
 # File, subject, uses, names, first and last moment, whole days until then, problems.
 _Certificate: TypeAlias = tuple[Path, str, list[str], list[str], float, float, int, list[str]]
 
-def after_fork_in_child() -> None: ...
 def certs_init(folder: _Path, name: str, days: int | None, force: bool) -> _Files: ...
 def certs_issue_server(
     folder: _Path, name: str, dns: Sequence[str], addresses: Sequence[str], days: int | None, force: bool

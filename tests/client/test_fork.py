@@ -16,8 +16,6 @@ PRELUDE = """
     warnings.simplefilter("ignore", DeprecationWarning)  # 3.12 on: fork in a process with threads, which is the point
     import medkg
 
-    services = medkg.connect(address=sys.argv[1], tenant="demo", timeout=20)
-
     def in_child(work):
         '''Runs work in a forked child; gives what it returned, as text.'''
         read, write = os.pipe()
@@ -35,13 +33,20 @@ PRELUDE = """
             answer = pipe.read()
         assert os.waitpid(child, 0)[1] == 0
         return answer
+
+    def connect():
+        return medkg.connect(address=sys.argv[1], tenant="demo", timeout=20)
+"""
+
+CONNECTED = """
+    services = connect()
 """
 
 CALL = "services.gpu.status().state"
 
 
-def run(script: Callable[..., Any], server: LocalServer, body: str) -> list[str]:
-    done = script(PRELUDE + body, server.address).finish(limit=90.0)
+def run(script: Callable[..., Any], server: LocalServer, body: str, *, connected: str = CONNECTED) -> list[str]:
+    done = script(PRELUDE + connected + body, server.address).finish(limit=90.0)
     assert done.status == 0, done.err
     return done.out.splitlines()
 
@@ -103,6 +108,75 @@ def test_a_child_of_a_parent_that_is_in_the_middle_of_calls(
     )
     assert lines == ["ready"] * 21
     seen("20 children of a parent with 4 busy threads, all answered")
+
+
+@pytest.mark.fault(
+    "Processes",
+    "a process forks while a thread imports what medkg loads late: by its first use of a name, or by its first call",
+    "the fork waits for the import, so that no child inherits its lock; the child's call is answered",
+)
+@pytest.mark.parametrize(("work", "inside"), [("connect()", "client"), (CALL, "results")])
+def test_a_child_of_a_parent_that_is_in_the_middle_of_an_import(
+    script: Callable[..., Any], server: LocalServer, seen: Callable[[str], None], work: str, inside: str
+) -> None:
+    lines = run(
+        script,
+        server,
+        f"""
+    importing = threading.Event()
+    def dawdle(event, arguments):
+        # Inside the package, whose lock the thread holds: that lock is what a child would wait for.
+        if event == "import" and arguments[0].startswith("medkg.{inside}.") and threading.current_thread() is first:
+            importing.set()
+            time.sleep(0.5)
+    first = threading.Thread(target=lambda: {work})
+    sys.addaudithook(dawdle)
+    first.start()
+    print(importing.wait(20))
+    print(in_child(lambda: connect().gpu.status().state))
+    """,
+        connected=CONNECTED if work == CALL else "",
+    )
+    assert lines == ["True", "ready"]
+    seen("answered")
+
+
+def test_calls_import_nothing_but_before_the_first(script: Callable[..., Any], server: LocalServer) -> None:
+    # What the first call imports is imported under the lock for which a fork waits.
+    lines = run(
+        script,
+        server,
+        """
+    import asyncio
+    aservices = medkg.connect_async(services.config)
+    services.gpu.status()
+    imported = []
+    sys.addaudithook(lambda event, arguments: event == "import" and imported.append(arguments[0]))
+
+    def refused(call):
+        try:
+            call()
+        except medkg.MedkgError as error:
+            return type(error).__name__
+
+    async def awaited():
+        vectors = (await aservices.embedding.embed(["a text"])).vectors
+        return len(await aservices.vector.search("imports", vectors, k=1))
+
+    vectors = services.embedding.embed(["a text"]).vectors
+    services.vector.create_collection("imports", dimension=vectors.shape[1])
+    services.vector.upsert("imports", ["a"], vectors, payloads=[{"page": 1}])
+    services.vector.fetch("imports", ["a"])
+    services.vector.statistics("imports")
+    services.reranking.rerank("a question", ["a text", "another"])
+    services.gpu.endpoints()
+    page = medkg.filters.Equals("page", 1)
+    print(services.vector.search("imports", vectors, k=1, filter=page)[0][0].id, asyncio.run(awaited()))
+    print(refused(lambda: services.embedding.embed([""])), refused(lambda: services.vector.search("no", vectors, k=1)))
+    print(imported)
+    """,
+    )
+    assert lines == ["a 1", "EmbeddingValidationError CollectionNotFoundError", "[]"]
 
 
 def test_a_child_of_a_child(script: Callable[..., Any], server: LocalServer) -> None:

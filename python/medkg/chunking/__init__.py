@@ -17,13 +17,13 @@ Importing this package is cheap; Docling itself is imported at the first use of 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from medkg.chunking.chunk import BoundingBox, Chunk, Strategy
 from medkg.chunking.errors import ChunkValidationError, DoclingServeUnavailableError, DocumentError, MissingExtraError
 from medkg.chunking.quality import ChunkingQuality
 from medkg.chunking.report import ChunkedDocument, ChunkingReport, ChunkProblem, DocumentChunks, DocumentFailure
+from medkg.importing import load
 
 if TYPE_CHECKING:
     from medkg.chunking.chunker import Chunker
@@ -96,7 +96,7 @@ def __getattr__(name: str) -> object:
     if module is None:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    value: object = getattr(import_module(module), name)
+    value: object = getattr(load(module), name)
     globals()[name] = value
     return value
 

@@ -21,10 +21,10 @@ Importing this package loads neither LanceDB nor pymilvus; each is imported by t
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from medkg.errors import ConfigError, ServiceError
+from medkg.importing import load
 from medkg.vectors.interface import Metric, VectorStore
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def __getattr__(name: str) -> object:
     if module is None:
         message = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(message)
-    value: object = getattr(import_module(module), name)
+    value: object = getattr(load(module), name)
     globals()[name] = value
     return value
 

@@ -32,10 +32,6 @@ mod streaming;
 mod vector;
 mod watching;
 
-/// For what Rust allocates; Python's own memory is Python's.
-#[global_allocator]
-static GLOBAL: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The Rust half of medkg's clients.
 #[pyo3::pymodule]
 mod _core {
@@ -56,8 +52,6 @@ mod _core {
     #[pymodule_export]
     use crate::live::Configuration;
     #[pymodule_export]
-    use crate::process::after_fork_in_child;
-    #[pymodule_export]
     use crate::registry::{Registration, Registry};
     #[pymodule_export]
     use crate::reranking::{AsyncReranking, Reranking};
@@ -70,6 +64,7 @@ mod _core {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        crate::process::hook(module)?;
         module.add("CA_DAYS", medkg_tls::authority::CA_DAYS)?;
         module.add("LEAF_DAYS", medkg_tls::authority::LEAF_DAYS)?;
         module.add("WITHIN_DAYS", medkg_tls::authority::WITHIN_DAYS)?;

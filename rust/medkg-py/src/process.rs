@@ -6,6 +6,10 @@
 //! tag does not match. The globals are swapped atomically instead of locked, so that there is no lock to inherit.
 //!
 //! The tag is the process id and a count of forks: an id alone could come back after the processes between are gone.
+//!
+//! Two more locks could be inherited, and are not. That of a module which a thread imports: `medkg.importing` imports what calls
+//! use, and no fork comes in the middle of it. And those of the allocator: glibc's has handlers that take its locks for the time
+//! of a fork; mimalloc, which is quicker, has none.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +27,6 @@ const WORKER_THREADS: usize = 2;
 
 static CURRENT: ArcSwapOption<Process> = ArcSwapOption::const_empty();
 static FORKS: AtomicU64 = AtomicU64::new(0);
-static HOOKED: AtomicBool = AtomicBool::new(false);
 
 /// Which process it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,9 +44,18 @@ impl Tag {
     }
 }
 
-/// Counts a fork; called by Python in the child.
+/// Has Python tell of forks.
+pub(crate) fn hook(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    let py = module.py();
+    let hooks = pyo3::types::PyDict::new(py);
+    hooks.set_item("after_in_child", pyo3::wrap_pyfunction!(after_fork_in_child, module)?)?;
+    py.import("os")?.call_method("register_at_fork", (), Some(&hooks))?;
+    Ok(())
+}
+
+/// Counts a fork.
 #[pyfunction]
-pub(crate) fn after_fork_in_child() {
+fn after_fork_in_child() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     logging::forget_inherited();
 }
@@ -65,8 +77,8 @@ impl Process {
             if let Some(process) = seen.as_ref().filter(|process| process.tag == tag) {
                 return Ok(Arc::clone(process));
             }
+            py.import("medkg.importing")?.call_method0("load_for_calls")?;
             logging::begin();
-            hook(py)?;
             let fresh = Arc::new(Self::new(tag)?);
             if let Some(inherited) = &seen {
                 // Its count never reaches zero again, so it is never dropped.
@@ -118,16 +130,6 @@ impl Process {
     pub(crate) fn is_current(&self) -> bool {
         self.tag == Tag::now()
     }
-}
-
-fn hook(py: Python<'_>) -> PyResult<()> {
-    if !HOOKED.swap(true, Ordering::Relaxed) {
-        let hook = py.import("medkg._core")?.getattr("after_fork_in_child")?;
-        let hooks = pyo3::types::PyDict::new(py);
-        hooks.set_item("after_in_child", hook)?;
-        py.import("os")?.call_method("register_at_fork", (), Some(&hooks))?;
-    }
-    Ok(())
 }
 
 /// What a client object uses: a configuration, with one client in each process, until it is closed.

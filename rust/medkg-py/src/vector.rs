@@ -164,6 +164,7 @@ impl Vector {
         let arguments = arguments(py, "UpsertVectors");
         let options = arguments.call(call)?;
         let (dense, sparse) = vectors;
+        let (process, client) = self.clients.client(py)?;
         let points = Points {
             ids: arguments.strings("ids", ids)?,
             vectors: arrays::matrix(arguments, "vectors", &dense, false)?,
@@ -172,7 +173,6 @@ impl Vector {
                 .map(|sparse| sparse::matrix(arguments, "sparse", &sparse))
                 .transpose()?,
         };
-        let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.vector().upsert(name, points, &options).await };
         run(py, &process, self.mode, None, start, |py, done: Upserted| {
             Ok(results::class(py, "UpsertResult")?
@@ -212,6 +212,8 @@ impl Vector {
         let (k, with_payload, filter, score_threshold, fusion) = how;
         let arguments = arguments(py, "SearchVectors");
         let options = arguments.call(call)?;
+        // Before the arrays are looked at: it loads numpy (`process`).
+        let (process, client) = self.clients.client(py)?;
         let request = SearchRequest {
             collection: name,
             queries: queries
@@ -226,7 +228,6 @@ impl Vector {
             filter: filter.map(|filter| filters::read(arguments, &filter)).transpose()?,
             score_threshold,
         };
-        let (process, client) = self.clients.client(py)?;
         let start = move |_| async move { client.vector().search(request, &options).await };
         run(py, &process, self.mode, None, start, hits)
     }
