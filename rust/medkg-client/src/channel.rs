@@ -20,6 +20,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use crate::config::Address;
+use crate::gathering::Gathering;
 
 /// A ping is sent when nothing was received for this long.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -54,7 +55,7 @@ impl Channel {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_frame_size(FRAME)
-            .handshake(TokioIo::new(socket))
+            .handshake(TokioIo::new(Gathering::new(socket)))
             .await?;
         tokio::spawn(async move {
             // The calls that were out are told too.

@@ -24,6 +24,7 @@ pub mod dialler;
 mod discovery;
 mod endpoint;
 pub mod error;
+mod gathering;
 pub mod inbox;
 mod members;
 pub mod policy;

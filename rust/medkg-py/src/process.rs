@@ -22,8 +22,9 @@ use pyo3::prelude::*;
 use crate::live::{Configuration, Live};
 use crate::{errors, logging};
 
-/// Threads that drive I/O. They wait for sockets and copy bytes; one more lets a large answer be decoded meanwhile.
-const WORKER_THREADS: usize = 2;
+/// Threads that drive I/O. Answers to blocking calls are decoded by the threads that wait for them, so one is enough; a second
+/// one would be woken for every call to see whether there is something to take over, which costs a third of a small call.
+const WORKER_THREADS: usize = 1;
 
 static CURRENT: ArcSwapOption<Process> = ArcSwapOption::const_empty();
 static FORKS: AtomicU64 = AtomicU64::new(0);

@@ -8,9 +8,10 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use medkg_client::ClientError;
@@ -42,8 +43,6 @@ enum Event<T> {
     Progress(usize, usize),
     Done(Result<T, ClientError>),
     Failed,
-    /// It is time to look for signals.
-    Time,
 }
 
 /// Runs `start(report)` on the runtime of `process` and gives its answer, converted by `convert`.
@@ -96,14 +95,14 @@ where
     loop {
         // Dropping the call cancels it.
         let event = py.detach(|| {
-            process.handle().block_on(async {
+            let next = async {
                 tokio::select! {
                     biased;
                     Some((done, total)) = reported.recv() => Event::Progress(done, total),
                     ended = &mut call => ended.map_or(Event::Failed, Event::Done),
-                    () = tokio::time::sleep(SIGNAL_INTERVAL) => Event::Time,
                 }
-            })
+            };
+            wait(process, pin!(next))
         });
         logging::hand_on(py);
         let tell = |(done, total)| match progress {
@@ -111,18 +110,36 @@ where
             None => Ok(()),
         };
         match event {
-            Event::Done(result) => {
+            Some(Event::Done(result)) => {
                 // What was reported right before the end.
                 while let Ok(told) = reported.try_recv() {
                     tell(told)?;
                 }
                 return result.map_err(|error| errors::raise(py, &error));
             }
-            Event::Failed => return Err(defect()),
-            Event::Progress(done, total) => tell((done, total))?,
-            Event::Time => {}
+            Some(Event::Failed) => return Err(defect()),
+            Some(Event::Progress(done, total)) => tell((done, total))?,
+            None => {}
         }
         py.check_signals()?;
+    }
+}
+
+/// Polls a future on this thread until it ends, or until it is time to look for signals: then none. The thread sleeps without
+/// a timer of the runtime's, since setting one would wake the runtime's thread once more for every call.
+fn wait<T>(process: &Process, mut future: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+    let _inside = process.handle().enter();
+    let until = Instant::now() + SIGNAL_INTERVAL;
+    let (parker, unparker) = parking::pair();
+    let waker = Waker::from(unparker);
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return Some(output);
+        }
+        if !parker.park_deadline(until) {
+            return None;
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use medkg_client::policy::breaker::BreakerState;
 use medkg_client::{CallOptions, ClientOptions, ErrorKind};
 use medkg_testkit::{Behaviour, Fault, ScriptedServer, Toxic};
 
+use crate::attempts::until;
 use crate::{EMBED, answering, client, client_of, embed, embed_with, options, texts};
 
 // requirement: isolation 13.1
@@ -211,10 +212,19 @@ async fn no_more_calls_are_out_than_an_address_may_have() {
     let client = client(&ClientOptions {
         max_pending: Some(2),
         max_attempts: Some(1),
-        timeout: Some(0.5),
         ..options(&[server.uri()])
     });
-    let calls = (0..6).map(|_| embed(&client, texts(1)));
+    let out = std::iter::repeat_with(|| {
+        let client = client.clone();
+        tokio::spawn(async move { embed(&client, texts(1)).await })
+    });
+    let out: Vec<_> = out.take(2).collect();
+    until(|| server.calls().len() == 2).await;
+    let short = CallOptions {
+        timeout: Some(Duration::from_millis(200)),
+        ..CallOptions::default()
+    };
+    let calls = (0..4).map(|_| embed_with(&client, texts(1), &short));
     for answer in futures_util::future::join_all(calls).await {
         assert_eq!(answer.unwrap_err().kind, ErrorKind::Timeout);
     }
@@ -223,4 +233,5 @@ async fn no_more_calls_are_out_than_an_address_may_have() {
         2,
         "the others waited here until their time was over"
     );
+    out.iter().for_each(tokio::task::JoinHandle::abort);
 }
