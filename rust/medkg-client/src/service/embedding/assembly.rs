@@ -277,8 +277,8 @@ impl Rows {
         if !rows.into_iter().all(fits) {
             return Err("token ids are not ascending, or lie outside the vocabulary".to_owned());
         }
-        let weights = message.weights.chunks_exact(4);
-        let weights: Vec<f32> = weights.map(|w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])).collect();
+        let weights = message.weights.as_chunks().0;
+        let weights: Vec<f32> = weights.iter().map(|w| f32::from_le_bytes(*w)).collect();
         if weights.iter().any(|weight| !(weight.is_finite() && *weight > 0.0)) {
             return Err("a weight is not finite and above 0".to_owned());
         }
