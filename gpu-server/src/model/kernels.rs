@@ -333,24 +333,40 @@ mod tests {
         ways
     }
 
-    /// How far the product is from that in f64 of the same values, over what its sums can lose.
+    /// How far the product is from that in f64 of the same values, in parts of what rounding explains. A sum in f32 is off by a few
+    /// units in the last place of the sum of its terms' sizes: signs are at random here, so the errors of its additions are, too
+    /// (below 6 units in 6,000 cases; 8 are allowed). An activation passes that on 1.2-fold at most and adds a few units of
+    /// its own; the element type is rounded to once, or twice where the activation comes after.
     fn worst(
         packed: &PackedWeight,
         (input, weight): (&Tensor, &Tensor),
         bias: Option<&Param>,
         activation: Option<Activation>,
     ) -> f64 {
+        let unit = 2_f64.powi(-24);
+        let rounding = if input.kind() == Kind::Float {
+            unit
+        } else {
+            2_f64.powi(-8)
+        };
         let wide = |tensor: &Tensor| tensor.to_kind(Kind::Double);
-        let wanted = wide(input).linear(&wide(weight), bias.map(|bias| wide(bias)).as_ref());
-        let wanted = match activation {
-            Some(activation) => activation.apply(wanted).unwrap(),
-            None => wanted,
+        let bias_of = |size: fn(Tensor) -> Tensor| bias.map(|bias| size(wide(bias)));
+        let sum = wide(input).linear(&wide(weight), bias_of(|bias| bias).as_ref());
+        let sizes = wide(input)
+            .abs()
+            .linear(&wide(weight).abs(), bias_of(|bias| bias.abs()).as_ref());
+        let lost = sizes * (8.0 * unit);
+        let (wanted, lost) = match activation {
+            Some(activation) => (
+                activation.apply(sum.shallow_clone()).unwrap(),
+                (lost + sum.abs() * rounding) * 1.2 + 8.0 * unit,
+            ),
+            None => (sum, lost),
         };
         let found = packed.multiply(input, bias, activation).unwrap();
         assert_eq!((found.size(), found.kind()), (wanted.size(), input.kind()));
-        ((wide(&found) - &wanted).abs() / (wanted.abs() + 1.0))
-            .max()
-            .double_value(&[])
+        let bound = lost + wanted.abs() * rounding;
+        ((wide(&found) - &wanted).abs() / bound).max().double_value(&[])
     }
 
     proptest! {
@@ -369,7 +385,7 @@ mod tests {
             seed: u32,
         ) {
             tch::manual_seed(i64::from(seed));
-            let (kind, tolerance) = if half { (Kind::BFloat16, 1e-2) } else { (Kind::Float, 2e-6) };
+            let kind = if half { Kind::BFloat16 } else { Kind::Float };
             let make = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu)).to_kind(kind);
             let weight = (make(&[outputs, inputs]) * 0.1).to_kind(kind);
             let bias = has_bias.then(|| Param::new(make(&[outputs])));
@@ -377,7 +393,7 @@ mod tests {
             let input = if part { wide.narrow(1, 3, inputs) } else { make(&[rows, inputs]) };
             for packed in every_way(&weight) {
                 let worst = worst(&packed, (&input, &weight), bias.as_ref(), activation);
-                prop_assert!(worst < tolerance, "{worst}");
+                prop_assert!(worst <= 1.0, "{worst} times what rounding explains");
             }
         }
     }
