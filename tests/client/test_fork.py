@@ -110,12 +110,22 @@ def test_a_child_of_a_parent_that_is_in_the_middle_of_calls(
     seen("20 children of a parent with 4 busy threads, all answered")
 
 
-@pytest.mark.fault(
-    "Processes",
-    "a process forks while a thread imports what medkg loads late: by its first use of a name, or by its first call",
-    "the fork waits for the import, so that no child inherits its lock; the child's call is answered",
+def importing(fault: str) -> pytest.MarkDecorator:
+    return pytest.mark.fault(
+        "Processes",
+        fault,
+        "the fork waits for the import, so that no child inherits its lock; the child's call is answered",
+    )
+
+
+@pytest.mark.parametrize(
+    ("work", "inside"),
+    [
+        pytest.param("connect()", "client", marks=importing("a process forks while a thread imports medkg's clients")),
+        pytest.param(CALL, "results", marks=importing("a process forks while a thread's first call imports results")),
+    ],
+    ids=["clients", "results"],
 )
-@pytest.mark.parametrize(("work", "inside"), [("connect()", "client"), (CALL, "results")])
 def test_a_child_of_a_parent_that_is_in_the_middle_of_an_import(
     script: Callable[..., Any], server: LocalServer, seen: Callable[[str], None], work: str, inside: str
 ) -> None:
