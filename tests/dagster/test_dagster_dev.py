@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import medkg
-from tests.services import free_port
+from tests.services import IN_A_TERMINAL, free_port
 
 from .deployment import ask, wait_until
 
@@ -63,7 +63,19 @@ class Dev:
         self.write("first")
         with (home / "dev.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-W", "ignore", "-m", "dagster", "dev", "-f", LOCATION, "-p", str(port)],
+                [
+                    *IN_A_TERMINAL,
+                    sys.executable,
+                    "-W",
+                    "ignore",
+                    "-m",
+                    "dagster",
+                    "dev",
+                    "-f",
+                    LOCATION,
+                    "-p",
+                    str(port),
+                ],
                 cwd=home,
                 env={**os.environ, **environment, "DAGSTER_HOME": str(home)},
                 stdout=log,

@@ -137,7 +137,7 @@ address = defs.resources["gpu_services"].address
 if "step" not in sys.argv:
     print(address)
     subprocess.run([sys.executable, __file__, "step"], check=True)
-    with medkg.connect(address=address, tenant="dev") as services:
+    with medkg.connect(address=address, tenant="dev", timeout=60, max_attempts=60) as services:
         print(services.embedding.embed(["fever"]).usage.device, flush=True)
     sys.stdin.read()
 else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.services import IN_A_TERMINAL
 
 from .readme import ROOT
 
@@ -19,14 +20,6 @@ if TYPE_CHECKING:
 
 PATIENCE = 240.0
 """Seconds that anything may take on a busy machine before the test gives up."""
-
-
-IN_A_TERMINAL = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execvp("bash", ["bash", "-euc", sys.argv[1]])
-"""
-"""A test run in the background may ignore SIGINT, and its children with it; what a person starts does not."""
 
 
 class Command:
@@ -39,7 +32,7 @@ class Command:
         self._output = output
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", IN_A_TERMINAL, text],
+                [*IN_A_TERMINAL, "bash", "-euc", text],
                 cwd=folder,
                 env={**inherited, **environment},
                 stdin=subprocess.DEVNULL,
