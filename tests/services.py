@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,14 +16,6 @@ from typing import IO
 import pytest
 
 DEBIAN = Path(os.environ.get("MEDKG_CACHE", Path.home() / ".cache" / "medkg")) / "debian" / "usr"
-
-IN_A_TERMINAL = (
-    sys.executable,
-    "-c",
-    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])",
-)
-"""Before a command: a test run in the background may ignore SIGINT, and its children with it; what a person starts does
-not."""
 
 
 def program(name: str) -> str:

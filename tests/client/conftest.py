@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import grpc
 import pytest
 
+from tests.terminal import IN_A_TERMINAL
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -29,16 +31,12 @@ class Finished(NamedTuple):
     err: str
 
 
-# A background job of a shell ignores SIGINT, and so does everything that it starts.
-WAKEFUL = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-
-
 class Script:
     """A script in a process of its own; it and everything it started is ended at the end of the test."""
 
     def __init__(self, code: str, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", WAKEFUL + textwrap.dedent(code), *arguments],
+            [*IN_A_TERMINAL, sys.executable, "-c", textwrap.dedent(code), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

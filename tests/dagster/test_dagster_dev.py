@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import medkg
-from tests.services import IN_A_TERMINAL, free_port
+from tests.services import free_port
+from tests.terminal import IN_A_TERMINAL
 
 from .deployment import ask, wait_until
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.services import IN_A_TERMINAL
+from tests.terminal import IN_A_TERMINAL
 
 from .readme import ROOT
 
